@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SEEDS  ?= 1
+OUT    ?= demo
+
+.PHONY: demo test check lab format clean
+
+# torch goes first and pinned, so that nothing later pulls a second (CUDA) build.
+$(BIN)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "torch==2.13.*"
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+$(BIN)/.installed-dev: $(BIN)/.installed
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: $(BIN)/.installed        ## train CE-only, released_nograd and TGA on the lab, measure, write $(OUT)/report.html
+	$(BIN)/tgalign demo --out $(OUT) --seeds $(SEEDS)
+
+check: $(BIN)/.installed-dev   ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check                    ## lint, types, tests
+	$(BIN)/pytest
+
+format: $(BIN)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lab: $(BIN)/.installed         ## rebuild the lab's base models from their seed and compare with the shipped ones
+	$(BIN)/tgalign lab build --check
+
+clean:
+	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache
