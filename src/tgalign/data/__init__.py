@@ -1,1 +1,1 @@
-"""tgalign.data."""
+"""Alignment data: records, their encoding and batching."""

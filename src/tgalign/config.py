@@ -1,0 +1,160 @@
+"""The one schema of a training run, validated before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tgalign.errors import UserError
+from tgalign.objective import Form, Pair, Similarity
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ObjectiveConfig(_Strict):
+    """What is added to the cross-entropy, and how strongly.
+
+    Attributes:
+        form: The guide loss (``tgalign.objective.guide_loss``).
+        similarity: How states are compared.
+        pair: What the image-caption similarity has to exceed.
+        reference: Whose states the captions and retrieved texts have: the model under training
+            (``live``, as the released code) or a copy of its LLM from the start of the stage
+            (``frozen``). Neither carries a gradient.
+        layers: ``all`` (1..N as the paper; 0 is the embeddings), a list, or ``"a-b"``.
+        weight: Factor of the guide loss; 0 is plain LLaVA training, bit for bit.
+        schedule: ``constant``, or ``linear_decay`` from ``weight`` to 0 over the stage.
+        temperature: Of the form ``contrastive``.
+    """
+
+    form: Form = "paper"
+    similarity: Similarity = "cosine"
+    pair: Pair = "caption"
+    reference: Literal["live", "frozen"] = "live"
+    layers: Literal["all"] | list[int] | str = "all"
+    weight: float = Field(1.0, ge=0)
+    schedule: Literal["constant", "linear_decay"] = "constant"
+    temperature: float = Field(0.1, gt=0)
+
+    def weight_at(self, progress: float) -> float:
+        """The factor of the guide loss after a share of the stage's steps."""
+        return self.weight * (1.0 - progress) if self.schedule == "linear_decay" else self.weight
+
+
+class StageConfig(_Strict):
+    """One stage of training.
+
+    Attributes:
+        name: Names the stage's folder.
+        train: The parts that are trained; everything else is frozen.
+        steps: Optimizer steps.
+        batch_size: Rows per forward pass.
+        accumulation: Forward passes per optimizer step.
+        projector_lr: Peak learning rate of the projector.
+        llm_lr: Peak learning rate of the LLM; needed if it is trained.
+        warmup: Share of the steps with rising learning rate; then it falls as a cosine.
+        weight_decay: AdamW's, on matrices only.
+        max_grad_norm: Gradients are clipped to this norm.
+        retrieved_in_prompt: Whether R stands before the image in the first user turn.
+        objective: What is added to the cross-entropy.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    train: list[Literal["projector", "llm"]] = Field(min_length=1)
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    accumulation: int = Field(1, gt=0)
+    projector_lr: float = Field(gt=0)
+    llm_lr: float | None = Field(None, gt=0)
+    warmup: float = Field(0.03, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    retrieved_in_prompt: bool = False
+    objective: ObjectiveConfig = ObjectiveConfig()
+
+    @model_validator(mode="after")
+    def _llm_needs_a_rate(self) -> StageConfig:
+        if "llm" in self.train and self.llm_lr is None:
+            raise ValueError("train names the llm, so llm_lr must be given")
+        return self
+
+
+class TrainConfig(_Strict):
+    """A training run: a LLaVA checkpoint, records, and the stages in order.
+
+    Attributes:
+        model: Folder of a stock LLaVA checkpoint.
+        records: JSONL file of records (``tgalign.data.records``).
+        image_root: Folder that image paths are relative to; by default the records' own.
+        out: Folder for the trained checkpoint, metrics and intermediate state.
+        seed: Of the order of rows and of everything else that is drawn.
+        max_length: Longest row in tokens; longer rows are refused, never cut.
+        cache_vision: Keep the frozen vision tower's features of every picture in memory.
+        save_steps: Steps between two points from which a killed run can go on.
+        logging_steps: Steps between two lines of ``metrics.jsonl``.
+        stages: The stages.
+    """
+
+    model: Path
+    records: Path
+    image_root: Path | None = None
+    out: Path
+    seed: int = Field(0, ge=0)
+    max_length: int = Field(2048, gt=0)
+    cache_vision: bool = False
+    save_steps: int = Field(500, gt=0)
+    logging_steps: int = Field(10, gt=0)
+    stages: Annotated[list[StageConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _stage_names_differ(self) -> TrainConfig:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stages must have different names, got {names}")
+        return self
+
+
+def parse_config(data: dict[str, Any], source: str) -> TrainConfig:
+    """Validate a run's settings.
+
+    Args:
+        data: The settings.
+        source: Where they come from, for messages.
+
+    Raises:
+        UserError: Naming every setting that is wrong, what was given and what is allowed.
+    """
+    try:
+        return TrainConfig.model_validate(data)
+    except ValidationError as fault:
+        lines = []
+        for error in fault.errors():
+            where = ".".join(str(part) for part in error["loc"]) or "(whole file)"
+            given = "" if error["type"] == "missing" else f", got {error['input']!r:.80}"
+            lines.append(f"  {where}: {error['msg']}{given}")
+        raise UserError(f"{source} is not a valid training config:\n" + "\n".join(lines)) from None
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a YAML recipe; relative paths in it are relative to its folder.
+
+    Raises:
+        UserError: The file is missing, not YAML, or not a valid config.
+    """
+    if not path.is_file():
+        raise UserError(f"no training config at {path}: expected a YAML file (see recipes/)")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        raise UserError(f"{path} is not readable YAML: {fault}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} must hold a mapping of settings, got {type(data).__name__}")
+    for key in ("model", "records", "image_root", "out"):
+        if isinstance(data.get(key), str):
+            data[key] = path.parent / data[key]
+    return parse_config(data, str(path))

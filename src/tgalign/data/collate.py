@@ -1,0 +1,72 @@
+"""Batch encoded records: right-padded conversations, and captions and retrieved texts beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tgalign.data.encode import IGNORE_INDEX, EncodedRecord, Span
+
+# Shape legend: B rows, T tokens.
+
+
+class Collator:
+    """Make the batch that ``AlignmentTask.forward`` takes.
+
+    Args:
+        pad_token_id: Fills rows to one length.
+        load_pixels: Maps picture paths to what the vision tower takes, stacked along dimension 0.
+    """
+
+    def __init__(self, pad_token_id: int, load_pixels: Callable[[list[Path]], Tensor]) -> None:
+        self.pad_token_id = pad_token_id
+        self.load_pixels = load_pixels
+
+    def __call__(self, rows: list[EncodedRecord]) -> dict[str, Tensor]:
+        """Batch rows.
+
+        Returns:
+            ``input_ids``, ``attention_mask``, ``labels`` (B, T); ``pixel_values`` if any row has an
+            image; ``caption_mask``, ``retrieved_mask`` (B,); and, if any row has a caption,
+            ``text_input_ids``, ``text_attention_mask``, ``text_span``: the captions of the rows
+            in the one mask, then the retrieved texts of those in the other, none of them empty.
+        """
+        ids_BT = self._pad([row.input_ids for row in rows], self.pad_token_id)
+        batch = {
+            "input_ids": ids_BT,
+            "attention_mask": _lengths_mask([len(row.input_ids) for row in rows], ids_BT.shape[1]),
+            "labels": self._pad([row.labels for row in rows], IGNORE_INDEX),
+            "caption_mask": torch.tensor([row.caption is not None for row in rows]),
+            "retrieved_mask": torch.tensor([row.retrieved is not None for row in rows]),
+        }
+        images = [row.image for row in rows if row.image is not None]
+        if images:
+            batch["pixel_values"] = self.load_pixels(images)
+        if batch["caption_mask"].any():
+            texts = [row.caption for row in rows] + [row.retrieved for row in rows]
+            batch |= self.texts([text for text in texts if text is not None])
+        return batch
+
+    def texts(self, texts: list[Span]) -> dict[str, Tensor]:
+        ids_BT = self._pad([text.input_ids for text in texts], self.pad_token_id)
+        span_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        for row, text in enumerate(texts):
+            span_BT[row, text.start : text.end] = True
+        lengths = [len(text.input_ids) for text in texts]
+        return {
+            "text_input_ids": ids_BT,
+            "text_attention_mask": _lengths_mask(lengths, ids_BT.shape[1]),
+            "text_span": span_BT,
+        }
+
+    @staticmethod
+    def _pad(rows: list[list[int]], value: int) -> Tensor:
+        longest = max(len(row) for row in rows)
+        return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+
+
+def _lengths_mask(lengths: list[int], longest: int) -> Tensor:
+    return (torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]).long()

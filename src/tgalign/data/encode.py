@@ -1,0 +1,163 @@
+"""Turn records into token ids, labels and spans, by the checkpoint's own chat template.
+
+Three texts per record: the conversation with the image, the caption C where the image would stand,
+and the retrieved text R likewise. Nothing is ever truncated; a row that is too long is a problem
+with its row number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tgalign.data.records import IMAGE_TOKEN, Problem, Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE_INDEX = -100
+RETRIEVED_PROMPT = "Retrieved Text: {text}"
+"""How R stands before the image (released code, ``preprocess_llama_2``)."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Token ids and the half-open range of them that is averaged."""
+
+    input_ids: list[int]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class EncodedRecord:
+    """A record ready for batching.
+
+    Attributes:
+        input_ids: The conversation, with one id per image token.
+        labels: The ids the model has to produce, ``IGNORE_INDEX`` elsewhere.
+        image: Path of the picture, or None.
+        caption: The caption's ids and span, or None.
+        retrieved: The retrieved text's ids and span, or None.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    image: Path | None
+    caption: Span | None
+    retrieved: Span | None
+
+
+class Encoder:
+    """Encode records for one checkpoint.
+
+    Args:
+        tokenizer: A fast tokenizer with a chat template that knows image items.
+        image_seq_length: Image tokens per picture (``config.image_seq_length``).
+        max_length: Longest conversation in tokens.
+        retrieved_in_prompt: Whether R stands before the image in the first user turn.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_seq_length: int,
+        *,
+        max_length: int,
+        retrieved_in_prompt: bool,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.image_seq_length = image_seq_length
+        self.max_length = max_length
+        self.retrieved_in_prompt = retrieved_in_prompt
+
+    def encode(self, record: Record) -> EncodedRecord:
+        """Encode one record.
+
+        Raises:
+            ValueError: The row is too long, or has nothing to learn from.
+        """
+        ids, labels = self._conversation(record)
+        caption = self._span(record.caption) if record.image else None
+        retrieved = self._span(record.retrieved) if caption and record.retrieved else None
+        longest = max(len(ids), len(caption.input_ids) if caption else 0)
+        if longest > self.max_length:
+            raise ValueError(
+                f"{longest} tokens, more than the limit of {self.max_length}: shorten the row or "
+                "raise max_length (rows are never cut, as a cut could fall inside the image)"
+            )
+        if caption is None and all(label == IGNORE_INDEX for label in labels):
+            raise ValueError("no token to learn and no caption to align to")
+        return EncodedRecord(ids, labels, record.image, caption, retrieved)
+
+    def encode_all(
+        self, records: list[Record], file: str
+    ) -> tuple[list[EncodedRecord], list[Problem]]:
+        """Encode many records; rows that cannot be encoded come back as problems."""
+        encoded, problems = [], []
+        for record in records:
+            try:
+                encoded.append(self.encode(record))
+            except ValueError as fault:
+                problems.append(Problem(file, record.row, str(fault)))
+        return encoded, problems
+
+    def _conversation(self, record: Record) -> tuple[list[int], list[int]]:
+        turns: list[dict[str, Any]] = []
+        for number, (role, content) in enumerate(record.messages):
+            items = [{"type": "text", "text": content}]
+            if number == 0 and record.image is not None:
+                items.insert(0, {"type": "image"})
+                if self.retrieved_in_prompt and record.retrieved:
+                    text = RETRIEVED_PROMPT.format(text=record.retrieved)
+                    items.insert(0, {"type": "text", "text": text})
+            turns.append({"role": role, "content": items})
+        text = self._render(turns)
+        learnt = []  # character ranges of the assistant's turns
+        for number, turn in enumerate(turns):
+            if turn["role"] == "assistant":
+                before = self._render(turns[:number], add_generation_prompt=True)
+                until = self._render(turns[: number + 1])
+                if not (until.startswith(before) and text.startswith(until)):
+                    raise ValueError(
+                        "the chat template rewrites earlier turns, so what is learnt cannot be told"
+                    )
+                learnt.append((len(before), len(until)))
+        batch = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, labels = [], []
+        image_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        for token, (start, end) in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
+            repeats = self.image_seq_length if token == image_id else 1
+            inside = end > start and any(low <= start and end <= high for low, high in learnt)
+            ids += [token] * repeats
+            labels += [token if inside else IGNORE_INDEX] * repeats
+        return ids, labels
+
+    def _span(self, text: str | None) -> Span | None:
+        """A text where the image would stand; nothing after it can change its states (causal)."""
+        if text is None:
+            return None
+        rendered = self._render([{"role": "user", "content": [{"type": "text", "text": text}]}])
+        first = rendered.rfind(text)
+        if first < 0:
+            raise ValueError(f"the chat template changes the text {text[:40]!r}: no span to average")
+        last = first + len(text)
+        batch = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        inside = [
+            number
+            for number, (start, end) in enumerate(batch["offset_mapping"])
+            if end > start and start < last and end > first
+        ]
+        if not inside:
+            raise ValueError(f"the text {text[:40]!r} has no token")
+        return Span(batch["input_ids"][: inside[-1] + 1], inside[0], inside[-1] + 1)
+
+    def _render(self, turns: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
+        if not turns:
+            return ""
+        return str(
+            self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )

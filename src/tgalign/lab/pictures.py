@@ -1,0 +1,87 @@
+"""Draw the lab's pictures: one or two emoji, turned and scaled, on a coloured background."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from tgalign.lab.objects import Thing, art_path
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SIZE = 72
+"""Width and height of a picture in pixels (3 × 3 patches of 24)."""
+
+BACKGROUNDS = {
+    "white": (240, 240, 240), "black": (35, 35, 35), "red": (205, 60, 60),
+    "green": (70, 160, 85), "blue": (70, 105, 205), "yellow": (235, 210, 90),
+    "purple": (140, 85, 175), "orange": (235, 145, 60),
+}  # fmt: skip
+COLORS = tuple(BACKGROUNDS)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows: one or two things and the colour of the background."""
+
+    things: tuple[Thing, ...]
+    color: str
+
+
+@cache
+def _sprite(emoji: str) -> Image:
+    from PIL import Image as PILImage
+
+    with PILImage.open(art_path(emoji)) as art:
+        return art.convert("RGBA")
+
+
+def draw(scene: Scene, rng: random.Random) -> Image:
+    """Draw a scene; ``rng`` decides place, size (±), turn (±20°) and shade.
+
+    Args:
+        scene: One or two drawable things and a background colour.
+        rng: The source of everything that is not in the scene.
+
+    Returns:
+        An RGB picture of ``SIZE`` × ``SIZE`` pixels.
+    """
+    from PIL import Image as PILImage
+
+    shade = rng.uniform(0.85, 1.1)
+    base = BACKGROUNDS[scene.color]
+    canvas = PILImage.new("RGB", (SIZE, SIZE), tuple(min(255, int(c * shade)) for c in base))
+    if len(scene.things) == 1:
+        centers = [(SIZE / 2 + rng.uniform(-9, 9), SIZE / 2 + rng.uniform(-9, 9))]
+        low, high = 38, 52
+    else:
+        # Two things stand side by side, one above the other, or on a diagonal.
+        near, far = SIZE * 0.27, SIZE * 0.73
+        layouts = [
+            [(near, SIZE / 2), (far, SIZE / 2)],
+            [(SIZE / 2, near), (SIZE / 2, far)],
+            [(near, near), (far, far)],
+            [(near, far), (far, near)],
+        ]
+        centers = [
+            (x + rng.uniform(-3, 3), y + rng.uniform(-3, 3)) for x, y in rng.choice(layouts)
+        ]
+        if rng.random() < 0.5:
+            centers.reverse()
+        low, high = 30, 36
+    for thing, (x, y) in zip(scene.things, centers, strict=True):
+        assert thing.emoji is not None, f"{thing.name} cannot be drawn"
+        side = rng.randint(low, high)
+        art = _sprite(thing.emoji).resize((side, side), PILImage.Resampling.BILINEAR)
+        art = art.rotate(rng.uniform(-20, 20), PILImage.Resampling.BILINEAR)
+        canvas.paste(art, (round(x - side / 2), round(y - side / 2)), art)
+    return canvas
+
+
+def sample_scene(pool: list[Thing], rng: random.Random, *, num_things: int | None = None) -> Scene:
+    """A random scene of one or two different things from ``pool``."""
+    count = num_things or rng.randint(1, 2)
+    return Scene(tuple(rng.sample(pool, count)), rng.choice(COLORS))

@@ -1,0 +1,171 @@
+"""AlignmentTask: one forward computes the cross-entropy and the guide loss together.
+
+Image, caption and retrieved text go through the model inside ONE ``forward``, so that data
+parallelism, sharding and compilation see a single call.
+
+Shape suffixes: L layers, B rows, T tokens, D channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from tgalign.config import ObjectiveConfig
+from tgalign.diagnose.alignment import alignment_by_layer
+from tgalign.objective import guide_loss
+from tgalign.pooling import parse_layers, pool_layers
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration
+
+
+class AlignmentTask(nn.Module):
+    """A LLaVA and its training objective.
+
+    Args:
+        lvlm: The model under training.
+        objective: What is added to the cross-entropy.
+
+    Attributes:
+        layers: Absolute indices of the hidden states that are aligned.
+        center_LD: The centre that ``centered_cosine`` subtracts, one row per aligned layer.
+    """
+
+    center_LD: Tensor
+
+    def __init__(self, lvlm: LlavaForConditionalGeneration, objective: ObjectiveConfig) -> None:
+        super().__init__()
+        text = lvlm.config.text_config
+        self.lvlm = lvlm
+        self.objective = objective
+        self.layers = parse_layers(objective.layers, text.num_hidden_layers)
+        self.register_buffer("center_LD", torch.zeros(len(self.layers), text.hidden_size))
+        decoder = cast("nn.Module", lvlm.model.language_model)
+        moves = any(weight.requires_grad for weight in decoder.parameters())
+        # A frozen reference is needed only if the LLM moves. Kept in a tuple, it is no submodule:
+        # it is neither trained nor saved.
+        frozen = objective.reference == "frozen" and objective.weight > 0 and moves
+        self._reference: tuple[nn.Module, ...] = ()
+        if frozen:
+            self._reference = (copy.deepcopy(decoder).requires_grad_(False).eval(),)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        caption_mask: Tensor,
+        retrieved_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        text_input_ids: Tensor | None = None,
+        text_attention_mask: Tensor | None = None,
+        text_span: Tensor | None = None,
+        num_items: Tensor | None = None,
+        num_guide_rows: Tensor | None = None,
+        progress: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """Compute every named loss of a batch (see ``tgalign.data.collate.Collator``).
+
+        Args:
+            input_ids: Conversations, (B, T).
+            attention_mask: 1 on tokens, 0 on padding, (B, T).
+            labels: What is learnt, -100 elsewhere, (B, T).
+            caption_mask: Rows with an image and a caption, (B,).
+            retrieved_mask: Rows with a retrieved text besides, (B,).
+            pixel_values: One entry per image token span of ``input_ids``, in order.
+            text_input_ids: The captions of the rows in ``caption_mask``, then the retrieved texts
+                of those in ``retrieved_mask``.
+            text_attention_mask: 1 on tokens, 0 on padding.
+            text_span: True on the tokens that are averaged.
+            num_items: Learnt tokens of the whole optimizer step; by default of this batch.
+            num_guide_rows: Rows with a caption of the whole step; by default of this batch.
+            progress: Share of the stage's steps already done.
+
+        Returns:
+            ``loss`` (what is minimised), ``ce`` (nats per learnt token), and with captions
+            ``guide`` and its parts, unweighted, and per aligned layer ``cosine``,
+            ``centered_cosine`` and ``caption_retrieval``, without gradient.
+        """
+        weight = self.objective.weight_at(progress)
+        guided = weight > 0 and text_input_ids is not None
+        if num_items is None:
+            num_items = labels[:, 1:].ne(-100).sum()
+        outputs = self.lvlm(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            labels=labels,
+            num_items_in_batch=num_items.clamp_min(1),
+            output_hidden_states=self.layers if guided else False,
+            use_cache=False,
+        )
+        losses = {"loss": outputs.loss, "ce": outputs.loss.detach()}
+        if not guided:
+            return losses
+        assert text_input_ids is not None and text_attention_mask is not None
+        assert text_span is not None
+        image_BT = input_ids == self.lvlm.config.image_token_id
+        image_LBD, _ = pool_layers(outputs.hidden_states, self.layers, image_BT)
+        text_LBD = self.text_states(text_input_ids, text_attention_mask, text_span)
+        caption_LBD = torch.zeros_like(image_LBD, dtype=text_LBD.dtype)
+        retrieved_LBD = torch.zeros_like(caption_LBD)
+        num_captions = int(caption_mask.sum())
+        caption_LBD[:, caption_mask] = text_LBD[:, :num_captions]
+        retrieved_LBD[:, retrieved_mask] = text_LBD[:, num_captions:]
+        parts = guide_loss(
+            image_LBD,
+            caption_LBD,
+            retrieved_LBD,
+            form=self.objective.form,
+            similarity=self.objective.similarity,
+            pair=self.objective.pair,
+            mask_B=caption_mask,
+            retrieved_mask_B=retrieved_mask,
+            center_LD=self._center(),
+            progress=progress,
+            temperature=self.objective.temperature,
+        )
+        # guide_loss averages over this batch's rows; the step's average is over all its rows.
+        share = 1.0 if num_guide_rows is None else num_captions / num_guide_rows.clamp_min(1)
+        losses |= {name: value.detach() * share for name, value in parts.items()}
+        losses["loss"] = outputs.loss + weight * parts["guide"] * share
+        with torch.no_grad():
+            losses |= alignment_by_layer(
+                image_LBD[:, caption_mask], caption_LBD[:, caption_mask], center_LD=self._center()
+            )
+        return losses
+
+    @torch.no_grad()
+    def text_states(self, input_ids: Tensor, attention_mask: Tensor, span_BT: Tensor) -> Tensor:
+        """Mean states of texts where an image would stand, from the reference.
+
+        Args:
+            input_ids: Token ids, (B, T).
+            attention_mask: 1 on tokens, 0 on padding, (B, T).
+            span_BT: True on the tokens that are averaged.
+
+        Returns:
+            (L, B, D), without gradient.
+        """
+        arguments = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "output_hidden_states": self.layers,
+            "use_cache": False,
+        }
+        if self._reference:
+            outputs = self._reference[0](**arguments)
+        else:
+            training = self.lvlm.training
+            self.lvlm.eval()
+            outputs = self.lvlm(**arguments, logits_to_keep=1)
+            self.lvlm.train(training)
+        states_LBD, _ = pool_layers(outputs.hidden_states, self.layers, span_BT)
+        return states_LBD
+
+    def _center(self) -> Tensor | None:
+        return self.center_LD if self.objective.similarity == "centered_cosine" else None

@@ -1,0 +1,73 @@
+"""Keep a frozen vision tower's features, so that it runs once per picture and not once per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration
+
+# Shape legend: B pictures, T vision tokens, D vision channels.
+
+
+class _FeatureTower(nn.Module):
+    """Stands where the vision tower stood and hands on features already computed."""
+
+    def forward(self, pixel_values: Tensor, **_: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(hidden_states=_EveryLayer((pixel_values,)))
+
+
+class _EveryLayer(tuple[Tensor]):
+    """A tuple that holds the one layer the features come from, whatever its index."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(0)
+
+
+@contextmanager
+def cached_vision(
+    model: LlavaForConditionalGeneration,
+    images: list[Path],
+    load_pixels: Callable[[list[Path]], Tensor],
+    *,
+    batch_size: int = 256,
+) -> Iterator[Callable[[list[Path]], Tensor]]:
+    """Run the vision tower over all pictures and replace it by the result while in the context.
+
+    The root forward of the model stays the stock one; only what it is given as ``pixel_values``
+    changes. The vision tower must be frozen.
+
+    Args:
+        model: The LLaVA.
+        images: Every picture that will be asked for.
+        load_pixels: Reads and processes pictures.
+        batch_size: Pictures per forward pass of the tower.
+
+    Yields:
+        A function that gives the features (B, T, D) of pictures, to be passed as
+        ``pixel_values``.
+    """
+    layer = model.config.vision_feature_layer
+    assert isinstance(layer, int), "several vision feature layers cannot be cached"
+    tower = model.model.vision_tower
+    unique = list(dict.fromkeys(images))
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(unique), batch_size):
+            pixels = load_pixels(unique[start : start + batch_size])
+            parts.append(tower(pixels, output_hidden_states=True).hidden_states[layer])
+    features_BTD = torch.cat(parts) if parts else torch.empty(0)
+    index = {path: number for number, path in enumerate(unique)}
+    model.model.vision_tower = _FeatureTower()
+    try:
+        yield lambda paths: features_BTD[[index[path] for path in paths]]
+    finally:
+        model.model.vision_tower = tower
