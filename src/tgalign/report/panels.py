@@ -1,0 +1,142 @@
+"""The two kinds of panels: rates with intervals, and lines over layers or steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tgalign.report import svg
+from tgalign.report.verdict import label, number, share
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing: its title and its SVG, None where there was nothing to draw."""
+
+    title: str
+    svg: str | None
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a panel; NaN where a value is missing."""
+
+    name: str
+    look: svg.Look
+    x: list[float]
+    y: list[float]
+
+
+def draw_dots(
+    name: str,
+    title: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    looks: Mapping[str, svg.Look],
+    height: float,
+    *,
+    reference: float | None = None,
+    total: bool = False,
+) -> Panel:
+    """Rates with their intervals: a row per name, in it a point per arm.
+
+    Args:
+        name: Identifies the drawing on the page.
+        title: What is drawn.
+        rows: By row and arm the rates.
+        looks: How each arm is drawn, in order.
+        height: Of the panel, in inches.
+        reference: A share to compare with, drawn as a line through all rows.
+        total: Whether the last row sums up the others.
+    """
+    if not any(share(rate) is not None for row in rows.values() for rate in row.values()):
+        return Panel(title, None)
+    step = min(0.22, 0.66 / max(len(looks), 1))
+    said = []
+    with svg.style():
+        figure, axes = svg.new_axes(height)
+        for index, (row_name, row) in enumerate(rows.items()):
+            if index % 2 == 0:
+                axes.axhspan(index - 0.5, index + 0.5, color=svg.LINE, alpha=0.3, linewidth=0)
+            for place, (arm, look) in enumerate(looks.items()):
+                rate = row.get(arm)
+                value = share(rate)
+                y = index + step * (place - (len(looks) - 1) / 2)
+                if value is None or rate is None:
+                    axes.text(0.01, y, "n/a", color=look.color, va="center", fontsize=6.5)
+                    continue
+                said.append(f"{row_name}, {label(arm)}: {100 * value:.0f} %")
+                low, high = number(rate.get("low")), number(rate.get("high"))
+                if low is not None and high is not None:
+                    axes.plot([low, high], [y, y], color=look.color, linewidth=2.0)
+                fill = look.color if look.filled else svg.PAPER
+                point = look.point | {"markerfacecolor": fill, "markersize": 6.0}
+                axes.plot([value], [y], **point)
+        if reference is not None:
+            axes.axvline(reference, **svg.TEXT_LOOK.line, linewidth=1.4)
+        if total:
+            axes.axhline(len(rows) - 1.5, color=svg.INK, linewidth=0.8)
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+        _percent_ticks(axes, "x")
+        axes.grid(axis="x")
+        return Panel(title, svg.to_svg(figure, name, f"{title}. " + "; ".join(said)))
+
+
+def _percent_ticks(axes: Axes, which: str) -> None:
+    ticks = [0, 0.25, 0.5, 0.75, 1]
+    names = [f"{100 * tick:.0f} %" for tick in ticks]
+    (axes.set_xticks if which == "x" else axes.set_yticks)(ticks, names)
+
+
+def draw_lines(
+    name: str,
+    title: str,
+    x_label: str,
+    lines: Sequence[Series],
+    *,
+    shares: bool = False,
+    marks: Mapping[float, str] | None = None,
+) -> Panel:
+    """Lines over layers or steps.
+
+    Args:
+        name: Identifies the drawing on the page.
+        title: What is drawn.
+        x_label: Label of the x axis.
+        lines: The lines; those without a finite value are left out.
+        shares: Whether y is a share, shown from 0 to 100 %.
+        marks: Names of places on the x axis, such as the beginnings of stages.
+    """
+    lines = [line for line in lines if any(map(math.isfinite, line.y))]
+    if not lines:
+        return Panel(title, None)
+    said = []
+    with svg.style():
+        from matplotlib.ticker import MaxNLocator
+
+        figure, axes = svg.new_axes(2.7)
+        for line in lines:
+            every = max(1, len(line.x) // 10)
+            axes.plot(line.x, line.y, **line.look.line, **line.look.point, markevery=every)
+            ends = [value for value in line.y if math.isfinite(value)]
+            said.append(f"{line.name}: from {ends[0]:.2f} to {ends[-1]:.2f}")
+        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        if shares:
+            axes.set_ylim(-0.03, 1.03)
+            _percent_ticks(axes, "y")
+        for at, stage in (marks or {}).items():
+            axes.axvline(at, color=svg.LINE, linewidth=1.0, zorder=0.5)
+            axes.annotate(
+                stage.replace("_", " "), (at, 1), xycoords=("data", "axes fraction"),
+                xytext=(3, -2), textcoords="offset points", va="bottom", fontsize=7.5,
+                annotation_clip=False,
+            )  # fmt: skip
+        axes.grid(axis="y")
+        return Panel(title, svg.to_svg(figure, name, f"{title}. " + "; ".join(said)))

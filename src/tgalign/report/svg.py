@@ -1,0 +1,167 @@
+"""Matplotlib figures as inline SVG whose colours and fonts follow the page.
+
+Figures are drawn in placeholder colours, which are exchanged for CSS variables, so that one
+drawing serves the light and the dark page and print.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 4.2
+"""Width of a panel in inches: its 9-point text is legible on a phone and in two columns."""
+
+INK, LINE, PAPER = "#f1b001", "#f1b002", "#f1b003"
+NUM_COLORS = 7
+_ARM_COLORS = tuple(f"#f1a00{index}" for index in range(NUM_COLORS))
+_CSS = {
+    INK: "currentColor",
+    LINE: "var(--line)",
+    PAPER: "var(--paper)",
+    **{color: f"var(--arm-{index})" for index, color in enumerate(_ARM_COLORS)},
+}
+_MARKERS = "os^Dv<P>X"
+_DASHES = ("-", (0, (3.5, 2.5)), (0, (8, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a series is drawn: colour, marker and dashes, so that colour never stands alone.
+
+    Every other arm has an open marker and a line with wide gaps: it stays apart from the filled
+    marker and the line of the arm before it even where the two coincide.
+    """
+
+    color: str
+    marker: str
+    dashes: str | tuple[int, tuple[float, ...]]
+    filled: bool = True
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Matplotlib's properties of the line."""
+        return {"color": self.color, "linestyle": self.dashes}
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """Matplotlib's properties of the marker."""
+        return {
+            "marker": self.marker or "None",
+            "markersize": 6.0 if self.filled else 7.5,
+            "markerfacecolor": self.color if self.filled else "none",
+            "markeredgecolor": PAPER if self.filled else self.color,
+            "markeredgewidth": 0.6 if self.filled else 1.3,
+        }
+
+
+def arm_look(index: int) -> Look:
+    """The look of the arm at a position; looks repeat only after many arms."""
+    return Look(
+        _ARM_COLORS[index % NUM_COLORS],
+        _MARKERS[index % len(_MARKERS)],
+        _DASHES[index % len(_DASHES)],
+        index % 2 == 0,
+    )
+
+
+TEXT_LOOK = Look(INK, "", (0, (1, 1.6)))
+"""The language model on text, which is no arm."""
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Matplotlib's settings for drawing and saving; no global state is left behind."""
+    import matplotlib as mpl
+
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "tgalign",
+        "text.parse_math": False,
+        "font.family": "DejaVu Sans",
+        "font.size": 9.0,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.labelsize": 9.0,
+        "axes.edgecolor": LINE,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.axisbelow": True,
+        "axes.unicode_minus": True,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "xtick.major.size": 0.0,
+        "ytick.major.size": 0.0,
+        "xtick.major.pad": 5.0,
+        "ytick.major.pad": 5.0,
+        "grid.color": LINE,
+        "grid.linewidth": 0.8,
+        "lines.linewidth": 1.6,
+        "lines.markersize": 5.0,
+        "lines.solid_capstyle": "round",
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def new_axes(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
+    """An empty panel; ``height`` in inches. To be called within ``style``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def to_svg(figure: Figure, name: str, description: str) -> str:
+    """Save a figure as an ``<svg>`` element for an HTML page. To be called within ``style``.
+
+    Args:
+        figure: The figure, drawn in the colours of this module.
+        name: Prefix of all ids, unique on the page.
+        description: What the picture shows, for those who do not see it; empty hides it from them.
+    """
+    buffer = io.StringIO()
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", text, flags=re.S)
+    box = re.search(r'viewBox="([^"]+)"', text)
+    assert box is not None, "matplotlib wrote an SVG without viewBox"
+    said = f'role="img" aria-label="{escape(description)}"' if description else 'aria-hidden="true"'
+    opening = f'<svg viewBox="{box[1]}" {said}>'
+    text = re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(\bhref="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"\n\s*", "\n", text)
+    for color, variable in _CSS.items():
+        text = text.replace(color, variable)
+    return text
+
+
+def legend_key(look: Look, name: str) -> str:
+    """A small drawing of a series' line and marker for a legend."""
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure(figsize=(0.42, 0.2))
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.set_axis_off()
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.plot([0.06, 0.94], [0.5, 0.5], **look.line)
+        axes.plot([0.5], [0.5], **look.point)
+        return to_svg(figure, name, "")
