@@ -6,7 +6,7 @@ from. What stock LLaVA cannot carry is refused, never composed wrongly.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -67,13 +67,14 @@ def compose(
         )
     if tokenizer.chat_template is None:
         raise UserError("the tokenizer has no chat template; refusals live behind one, so set it")
-    patch = vision.config.patch_size
-    image_seq_length = (vision.config.image_size // patch) ** 2
+    encoder: Any = vision.config
+    patch = encoder.patch_size
+    image_seq_length = (encoder.image_size // patch) ** 2
     torch.manual_seed(seed)
     config = LlavaConfig(
         text_config=llm.config.to_dict(),
-        vision_config=vision.config.to_dict(),
-        image_token_id=image_ids[0],
+        vision_config=encoder.to_dict(),
+        image_token_index=image_ids[0],
         image_seq_length=image_seq_length,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -128,13 +129,14 @@ def check_text_logits(model: LlavaForConditionalGeneration, llm: PreTrainedModel
 @torch.no_grad()
 def scale_projector(model: LlavaForConditionalGeneration, seed: int) -> None:
     """Scale the projector's last layer so that its output has the RMS of the word embeddings."""
-    vision = model.config.vision_config
+    vision: Any = model.config.vision_config
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(8, 3, vision.image_size, vision.image_size, generator=generator)
-    features = torch.stack(list(model.get_image_features(pixels).pooler_output))
+    images: Any = model.get_image_features(pixels)
+    features = torch.stack(list(images.pooler_output))
     target = model.get_input_embeddings().weight.float().pow(2).mean().sqrt()
     factor = target / features.float().pow(2).mean().sqrt()
-    last = model.model.multi_modal_projector.linear_2
+    last: Any = model.model.multi_modal_projector.linear_2
     last.weight.mul_(factor)
     if last.bias is not None:
         last.bias.mul_(factor)

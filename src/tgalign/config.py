@@ -60,7 +60,8 @@ class StageConfig(_Strict):
         warmup: Share of the steps with rising learning rate; then it falls as a cosine.
         weight_decay: AdamW's, on matrices only.
         max_grad_norm: Gradients are clipped to this norm.
-        retrieved_in_prompt: Whether R stands before the image in the first user turn.
+        retrieved_in_prompt: Share of the rows with an R in which it stands before the image in the
+            first user turn: 1 in the released code, which then never retrieves at inference.
         objective: What is added to the cross-entropy.
     """
 
@@ -74,7 +75,7 @@ class StageConfig(_Strict):
     warmup: float = Field(0.03, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    retrieved_in_prompt: bool = False
+    retrieved_in_prompt: float = Field(0.0, ge=0, le=1)
     objective: ObjectiveConfig = ObjectiveConfig()
 
     @model_validator(mode="after")
@@ -94,6 +95,8 @@ class TrainConfig(_Strict):
         out: Folder for the trained checkpoint, metrics and intermediate state.
         seed: Of the order of rows and of everything else that is drawn.
         max_length: Longest row in tokens; longer rows are refused, never cut.
+        precision: ``bf16`` computes matrix products in bfloat16 (autocast); weights stay float32.
+        attention: The attention implementation; ``eager`` is the fastest for tiny models on CPU.
         cache_vision: Keep the frozen vision tower's features of every picture in memory.
         save_steps: Steps between two points from which a killed run can go on.
         logging_steps: Steps between two lines of ``metrics.jsonl``.
@@ -106,6 +109,8 @@ class TrainConfig(_Strict):
     out: Path
     seed: int = Field(0, ge=0)
     max_length: int = Field(2048, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
     cache_vision: bool = False
     save_steps: int = Field(500, gt=0)
     logging_steps: int = Field(10, gt=0)

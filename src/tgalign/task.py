@@ -9,7 +9,7 @@ Shape suffixes: L layers, B rows, T tokens, D channels.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class AlignmentTask(nn.Module):
 
     def __init__(self, lvlm: LlavaForConditionalGeneration, objective: ObjectiveConfig) -> None:
         super().__init__()
-        text = lvlm.config.text_config
+        text: Any = lvlm.config.text_config
         self.lvlm = lvlm
         self.objective = objective
         self.layers = parse_layers(objective.layers, text.num_hidden_layers)

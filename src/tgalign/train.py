@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -77,6 +76,7 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
     records, problems = read_records(config.records, root)
     require_all_good(problems)
     model, processor = load_llava(config.model)
+    model.set_attn_implementation(config.attention)
     load_pixels = pixel_loader(processor)
     images = [record.image for record in records if record.image is not None]
     caching = cached(model, images, load_pixels) if config.cache_vision else nullcontext(None)
@@ -120,7 +120,7 @@ def save_checkpoint(model: Any, processor: Any, path: Path) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside)
     processor.save_pretrained(beside)
-    os.replace(beside, path)
+    beside.replace(path)
 
 
 def _claim(config: TrainConfig) -> None:
@@ -137,7 +137,7 @@ def _claim(config: TrainConfig) -> None:
         config.out.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".incomplete")
         beside.write_text(json.dumps(said, indent=1), encoding="utf-8")
-        os.replace(beside, path)
+        beside.replace(path)
     except OSError as fault:
         raise UserError(f"cannot write to {config.out}: {fault}") from None
 
@@ -174,6 +174,9 @@ def _train_stage(
     if end.is_file():
         model.load_state_dict(load_file(end), strict=False)
         return
+    if "llm" not in stage.train:
+        # A text-only row reaches no trained weight while the LLM is frozen.
+        records = [record for record in records if record.image is not None]
     rows = encode_rows(processor, model.config.image_seq_length, config, stage, records)
     torch.manual_seed(config.seed)
     task = AlignmentTask(model, stage.objective)
@@ -188,13 +191,14 @@ def _train_stage(
         seed=config.seed,
         save_steps=config.save_steps,
         logging_steps=config.logging_steps,
+        bf16=config.precision == "bf16",
         progress_bar=progress_bar,
     )
     trainer.train_or_resume()
     beside = end.with_suffix(".incomplete")
     trained = {n: w.detach().contiguous() for n, w in model.named_parameters() if w.requires_grad}
     save_file(trained, beside)
-    os.replace(beside, end)
+    beside.replace(end)
 
 
 def encode_rows(

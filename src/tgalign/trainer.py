@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ class TGATrainer(Trainer):
         seed: Of the order of the rows.
         save_steps: Steps between two points to resume from.
         logging_steps: Steps between two lines of metrics.
+        bf16: Whether matrix products are computed in bfloat16 (autocast).
         progress_bar: Whether to draw one.
     """
 
@@ -61,6 +63,7 @@ class TGATrainer(Trainer):
         seed: int,
         save_steps: int,
         logging_steps: int,
+        bf16: bool = False,
         progress_bar: bool = True,
     ) -> None:
         self.stage = stage
@@ -68,6 +71,7 @@ class TGATrainer(Trainer):
         self.task = task
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
+        self._logged_at = time.monotonic()
         super().__init__(
             model=task,
             args=TrainingArguments(
@@ -80,6 +84,8 @@ class TGATrainer(Trainer):
                 warmup_steps=stage.warmup,
                 weight_decay=stage.weight_decay,
                 max_grad_norm=stage.max_grad_norm,
+                bf16=bf16,
+                use_cpu=not torch.accelerator.is_available(),
                 seed=seed,
                 data_seed=seed,
                 save_strategy="steps",
@@ -92,7 +98,7 @@ class TGATrainer(Trainer):
                 dataloader_pin_memory=False,
                 disable_tqdm=not progress_bar,
             ),
-            train_dataset=rows,  # type: ignore[arg-type]  # a list is a map-style dataset
+            train_dataset=rows,
             data_collator=collator,
         )
         self.loss_is_scaled_for_ga = True
@@ -177,6 +183,9 @@ class TGATrainer(Trainer):
                     line[name] = (total / self._counts[name]).tolist()
                 else:
                     line[name] = float(total / steps)
+            now = time.monotonic()
+            line["step_seconds"] = (now - self._logged_at) / steps
+            self._logged_at = now
             line |= {name: logs[name] for name in ("grad_norm", "learning_rate") if name in logs}
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -235,7 +244,7 @@ class _Progress(ProgressCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
+        super().on_train_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
         if self.training_bar is not None:
             self.training_bar.set_description(self.name)
 
@@ -249,5 +258,3 @@ class _Progress(ProgressCallback):
     ) -> None:
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
-
-

@@ -1,4 +1,4 @@
-"""Batch encoded records: right-padded conversations, and captions and retrieved texts beside them."""
+"""Batch encoded records: right-padded conversations, captions and retrieved texts."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ class Collator:
         return batch
 
     def texts(self, texts: list[Span]) -> dict[str, Tensor]:
+        """Batch texts alone: ids, attention mask and the span that is averaged."""
         ids_BT = self._pad([text.input_ids for text in texts], self.pad_token_id)
         span_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         for row, text in enumerate(texts):

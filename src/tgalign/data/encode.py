@@ -7,6 +7,7 @@ with its row number.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,8 @@ class Encoder:
         tokenizer: A fast tokenizer with a chat template that knows image items.
         image_seq_length: Image tokens per picture (``config.image_seq_length``).
         max_length: Longest conversation in tokens.
-        retrieved_in_prompt: Whether R stands before the image in the first user turn.
+        retrieved_in_prompt: Share of the rows with an R in which it stands before the image in the
+            first user turn; which rows these are depends on nothing but their number.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Encoder:
         image_seq_length: int,
         *,
         max_length: int,
-        retrieved_in_prompt: bool,
+        retrieved_in_prompt: float,
     ) -> None:
         self.tokenizer = tokenizer
         self.image_seq_length = image_seq_length
@@ -109,7 +111,7 @@ class Encoder:
             items = [{"type": "text", "text": content}]
             if number == 0 and record.image is not None:
                 items.insert(0, {"type": "image"})
-                if self.retrieved_in_prompt and record.retrieved:
+                if record.retrieved and self._draw(record.row) < self.retrieved_in_prompt:
                     text = RETRIEVED_PROMPT.format(text=record.retrieved)
                     items.insert(0, {"type": "text", "text": text})
             turns.append({"role": role, "content": items})
@@ -134,6 +136,11 @@ class Encoder:
             labels += [token if inside else IGNORE_INDEX] * repeats
         return ids, labels
 
+    @staticmethod
+    def _draw(row: int) -> float:
+        """A fixed number in [0, 1) for a row."""
+        return zlib.crc32(str(row).encode()) / 2**32
+
     def _span(self, text: str | None) -> Span | None:
         """A text where the image would stand; nothing after it can change its states (causal)."""
         if text is None:
@@ -141,7 +148,9 @@ class Encoder:
         rendered = self._render([{"role": "user", "content": [{"type": "text", "text": text}]}])
         first = rendered.rfind(text)
         if first < 0:
-            raise ValueError(f"the chat template changes the text {text[:40]!r}: no span to average")
+            raise ValueError(
+                f"the chat template changes the text {text[:40]!r}: no span to average"
+            )
         last = first + len(text)
         batch = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
         inside = [

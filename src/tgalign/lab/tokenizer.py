@@ -9,7 +9,7 @@ from tgalign.lab.language import vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# <eos> is not number 2: CLIP reads that id as "take the largest id" (a rule kept for old checkpoints).
+# <eos> is not number 2: CLIP takes that id to mean "the largest id", a rule for old checkpoints.
 SPECIAL = ("<pad>", "<bos>", "<unk>", "<eos>", "<user>", "<assistant>", "<image>")
 
 CHAT_TEMPLATE = (

@@ -1,0 +1,120 @@
+"""The command line. Imports stay inside the commands, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tgalign import __version__
+from tgalign.errors import UserError
+
+app = typer.Typer(
+    name="tgalign",
+    help="Text-Guided Alignment: make a vision-language model as safe on images as its language "
+    "model is on text.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+lab = typer.Typer(no_args_is_help=True, help="The embedded lab: its base models.")
+app.add_typer(lab, name="lab")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tgalign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Examples:\n\n`tgalign demo --out demo`\n\n`tgalign demo --out demo3 --seeds 3`\n\n"
+    "`tgalign demo --out captioned --condition captioned`"
+)
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for results.json and report.html.")] = Path(
+        "demo"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="How often to repeat, with seeds 0, 1, …")] = 1,
+    condition: Annotated[
+        str, typer.Option(help="How toxic pictures enter the data: absent, guided or captioned.")
+    ] = "guided",
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            help="A run of seconds that shows that everything works; its figures mean nothing."
+        ),
+    ] = False,
+) -> None:
+    """Train CE-only, released and TGA models on the lab's pictures and measure their safety.
+
+    Takes minutes on two cores. Interrupt it at will: the same command goes on where it was.
+    """
+    from tgalign.demo import run_demo
+
+    run_demo(out, num_seeds=seeds, condition=condition, smoke=smoke)
+
+
+@app.command(epilog="Example:\n\n`tgalign train recipes/lab.yaml`")
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML recipe (see recipes/).")],
+    progress: Annotated[bool, typer.Option(help="Draw progress bars.")] = True,
+) -> None:
+    """Train a LLaVA checkpoint through the stages of a recipe.
+
+    Writes a stock LLaVA checkpoint to OUT/checkpoint and the named losses to
+    OUT/STAGE/metrics.jsonl. A killed run goes on where it was.
+    """
+    from tgalign.config import load_config
+    from tgalign.train import train as run
+
+    typer.echo(run(load_config(config), progress_bar=progress))
+
+
+@lab.command(
+    "build",
+    epilog="Examples:\n\n`tgalign lab build --out lab`\n\n`tgalign lab build --check`",
+)
+def lab_build(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the models. [default: a temporary one]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
+    check: Annotated[
+        bool, typer.Option(help="Rebuild, and compare the behaviour with the shipped models'.")
+    ] = False,
+    gates: Annotated[
+        bool, typer.Option(help="Only measure the gates of the shipped models (a minute).")
+    ] = False,
+) -> None:
+    """Train the lab's base LLM and vision encoder from a seed (about 25 minutes on two cores)."""
+    from tgalign.lab.build_command import run_build
+
+    sys.exit(run_build(out, seed, check=check, gates_only=gates))
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with one message and status 2."""
+    try:
+        app()
+    except UserError as fault:
+        typer.echo(f"tgalign: {fault}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("tgalign: interrupted; the same command goes on where it was", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

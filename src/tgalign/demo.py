@@ -1,0 +1,200 @@
+"""``tgalign demo``: train the arms on the lab, measure them, and write table, JSON and report."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from rich.console import Console
+
+from tgalign.demo_results import assemble_results, print_results
+from tgalign.errors import UserError
+
+if TYPE_CHECKING:
+    from tgalign.lab.suite import LabSuite
+
+SCHEMA_VERSION = 1
+
+
+def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) -> dict[str, Any]:
+    """Train and measure every arm for every seed; finished parts found in ``out`` are kept.
+
+    Args:
+        out: Receives ``results.json``, ``report.html``, ``pictures/`` and, per seed, the data, the
+            runs and their checkpoints.
+        num_seeds: Seeds 0 to ``num_seeds`` - 1; a finished run can be extended by more.
+        condition: ``absent``, ``guided`` or ``captioned``.
+        smoke: A few steps and items only.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        UserError: An unknown condition, ``out`` cannot be written or holds another run.
+    """
+    from tgalign.lab.alignment_data import Condition
+
+    if condition not in get_args(Condition):
+        raise UserError(
+            f"unknown condition {condition!r}; expected one of: {', '.join(get_args(Condition))}"
+        )
+    _claim(out, {"schema_version": SCHEMA_VERSION, "condition": condition, "smoke": smoke})
+    _quiet()
+    from tgalign.lab.arms import ARMS
+    from tgalign.lab.assets import load_lab
+    from tgalign.report.demo_report import write_demo_report
+
+    console = Console()
+    clock = _Clock(out / "elapsed.json")
+    llm, clip, tokenizer = load_lab()
+    measured: dict[int, dict[str, dict[str, Any]]] = {}
+    for seed in range(num_seeds):
+        measured[seed] = {}
+        for number, arm in enumerate(["base", *ARMS]):
+            console.print(
+                f"[bold]seed {seed} ({seed + 1} of {num_seeds}), {arm} "
+                f"({number + 1} of {len(ARMS) + 1})"
+            )
+            measured[seed][arm] = _run_arm(
+                arm, out / f"seed{seed}", seed, condition, (llm, clip, tokenizer), smoke
+            )
+            clock.add()
+    gallery = _save_gallery(out, _suite(0, smoke), measured[0])
+    clock.add()
+    results = assemble_results(measured, gallery, condition, clock.total)
+    _write_json(out / "results.json", results)
+    report = write_demo_report(results, out)
+    print_results(console, results)
+    console.print(f"\nresults  {out / 'results.json'}\nreport   {report}", soft_wrap=True)
+    return results
+
+
+def _run_arm(
+    arm: str, folder: Path, seed: int, condition: str, lab: tuple[Any, Any, Any], smoke: bool
+) -> dict[str, Any]:
+    """Train and measure one arm (``base``: measure the untrained LLaVA), or read what is there."""
+    from tgalign.lab.alignment_data import DataSize, build_alignment_data
+    from tgalign.lab.arms import arm_config
+    from tgalign.lab.assets import lab_llava, sha256
+    from tgalign.lab.measure import measure
+    from tgalign.train import load_llava, save_checkpoint, train
+
+    done = folder / arm / "measurement.json"
+    if done.is_file():
+        content: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        return content
+    base = folder / "base" / "checkpoint"
+    if not base.is_dir():
+        base.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(*lab_llava(*lab, seed=seed), base)
+    size = DataSize(pictures=60, texts=20, corpus=100) if smoke else DataSize()
+    records = build_alignment_data(folder / "data", seed, condition, lab[1], lab[2], size)  # type: ignore[arg-type]
+    found: dict[str, Any] = {"curve": [], "step_seconds": None}
+    checkpoint = base
+    if arm != "base":
+        config = arm_config(
+            arm, model=base, records=records, out=folder / arm, seed=seed, smoke=smoke
+        )
+        checkpoint = train(config)
+        found = _training_curve(folder / arm, [stage.name for stage in config.stages])
+    model, processor = load_llava(checkpoint)
+    found |= measure(model, processor, _suite(seed, smoke)).as_dict()
+    found["weights_sha256"] = sha256(checkpoint / "model.safetensors")
+    _write_json(done, found)
+    return found
+
+
+def _suite(seed: int, smoke: bool) -> LabSuite:
+    from tgalign.lab.suite import lab_suite
+
+    return lab_suite(seed, per_scene=2, num_benign=8, num_texts=8) if smoke else lab_suite(seed)
+
+
+def _training_curve(folder: Path, stages: list[str]) -> dict[str, Any]:
+    """The lines of all stages' metrics, and the seconds a step takes."""
+    curve: list[dict[str, Any]] = []
+    seconds = steps = 0.0
+    for stage in stages:
+        path = folder / stage / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # The median is that of undisturbed steps, whatever else the machine did.
+        median = sorted(line["step_seconds"] for line in lines)[len(lines) // 2]
+        seconds += median * lines[-1]["step"]
+        for line in lines:
+            kept = ("stage", "ce", "guide", "align", "rank", "cosine", "caption_retrieval")
+            curve.append({"step": steps + line["step"]} | {k: line[k] for k in kept if k in line})
+        steps += lines[-1]["step"]
+    return {"curve": curve, "step_seconds": seconds / steps}
+
+
+def _save_gallery(
+    out: Path, suite: LabSuite, measured: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Save some pictures of every scene and benign ones, with the arms' answers."""
+    by_scene: dict[str | None, int] = {}
+    gallery = []
+    (out / "pictures").mkdir(exist_ok=True)
+    for item in suite.toxic + suite.benign:
+        by_scene[item.scene] = by_scene.get(item.scene, 0) + 1
+        if by_scene[item.scene] > (3 if item.scene else 12):
+            continue
+        name = f"pictures/{item.id}.png"
+        item.picture.save(out / name)
+        answers = {
+            arm: found["answers"][item.id] for arm, found in measured.items() if arm != "base"
+        }
+        gallery.append(
+            {"image": name, "scene": item.scene, "shown": item.shown, "answers": answers}
+        )
+    return gallery
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    path = out / "demo.json"
+    try:
+        if path.is_file():
+            if json.loads(path.read_text(encoding="utf-8")) != settings:
+                raise UserError(
+                    f"{out} holds a demo with other settings ({path}): give another --out, or "
+                    "remove it"
+                )
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise UserError(f"{out} is not empty and holds no demo: give another --out")
+        _write_json(path, settings)
+    except OSError as fault:
+        raise UserError(f"cannot write to {out}: {fault}") from None
+
+
+def _quiet() -> None:
+    """Hide transformers' advice and weight-loading bars; ours tell what is going on."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".incomplete")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+class _Clock:
+    """Seconds spent on a demo, over all its interrupted runs (a killed part is not counted)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._start = time.monotonic()
+        self.total = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+
+    def add(self) -> None:
+        """Add the time since the last call and keep the sum on disk."""
+        now = time.monotonic()
+        self.total += now - self._start
+        self._start = now
+        _write_json(self._path, {"seconds": self.total})

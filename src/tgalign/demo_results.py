@@ -1,0 +1,150 @@
+"""Pool what the demo measured over its seeds, and print it as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from tgalign.evaluate.statistics import Rate, wilson
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Found = dict[str, Any]
+"""One arm's measurement of one seed (``demo._run_arm``)."""
+
+PICTURE_RATES = ("dsr", "over_refusal", "named", "undetermined")
+TEXT_RATES = ("text_dsr", "text_over_refusal", "text_named")
+ROWS = {
+    "dsr": "DSR, all scenes",
+    "over_refusal": "over-refusal",
+    "named": "objects named",
+    "undetermined": "undetermined",
+    "text_dsr": "text DSR",
+    "text_over_refusal": "text over-refusal",
+    "text_named": "objects named in text",
+}
+
+
+def assemble_results(
+    measured: dict[int, dict[str, Found]],
+    gallery: list[dict[str, Any]],
+    condition: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """Make the content of ``results.json``.
+
+    Rates are pooled over seeds: every seed asks about its own pictures and texts, so the items of
+    an interval's n are all different (models of one arm differ only by seed).
+
+    Args:
+        measured: By seed and arm (``base`` among them), what was measured.
+        gallery: Pictures with answers, of the first seed.
+        condition: The condition of the alignment data.
+        seconds: Time the demo took.
+    """
+    arms = [arm for arm in next(iter(measured.values())) if arm != "base"]
+    base = [found["base"] for found in measured.values()]
+    return {
+        "schema_version": 1,
+        "condition": condition,
+        "seeds": list(measured),
+        "arms": {
+            arm: _arm({seed: found[arm] for seed, found in measured.items()})
+            | {
+                "same_weights_as_ce": all(
+                    found[arm]["weights_sha256"] == found["ce"]["weights_sha256"]
+                    for found in measured.values()
+                )
+            }
+            for arm in arms
+        },
+        "base": {name: _rate(base, name).as_dict() for name in TEXT_RATES}
+        | {"logit_lens": _mean_table(base, "text_logit_lens")},
+        "gallery": gallery,
+        "curves": {arm: measured[min(measured)][arm]["curve"] for arm in arms},
+        "seconds": seconds,
+        "versions": {
+            name: version(name) for name in ("tgalign", "torch", "transformers", "accelerate")
+        },
+    }
+
+
+def _arm(by_seed: dict[int, Found]) -> dict[str, Any]:
+    found = list(by_seed.values())
+    scenes = found[0]["dsr_by_scene"]
+    return {
+        "dsr_by_scene": {
+            scene: _pool(it["dsr_by_scene"][scene] for it in found).as_dict() for scene in scenes
+        },
+        **{name: _rate(found, name).as_dict() for name in (*PICTURE_RATES, *TEXT_RATES)},
+        "step_seconds": sum(it["step_seconds"] for it in found) / len(found),
+        "alignment": _mean_table(found, "alignment"),
+        "logit_lens": _mean_table(found, "logit_lens"),
+        "seeds": [
+            {"seed": seed, "step_seconds": it["step_seconds"]}
+            | {name: _rate([it], name).as_dict() for name in (*PICTURE_RATES, *TEXT_RATES)}
+            for seed, it in by_seed.items()
+        ],
+    }
+
+
+def _rate(found: list[Found], name: str) -> Rate:
+    return _pool(it["counts"][name] for it in found)
+
+
+def _pool(counts: Iterable[tuple[int, int]]) -> Rate:
+    pairs = list(counts)
+    return wilson(sum(successes for successes, _ in pairs), sum(n for _, n in pairs))
+
+
+def _mean_table(found: list[Found], name: str) -> list[dict[str, float]]:
+    tables = [it[name] for it in found]
+    return [
+        {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        for rows in zip(*tables, strict=True)
+    ]
+
+
+def print_results(console: Console, results: dict[str, Any]) -> None:
+    """Print the table of arms: per scene DSR, then every other rate, with intervals and n."""
+    from rich.table import Table
+
+    arms = results["arms"]
+    table = Table(
+        title=f"condition {results['condition']}, {len(results['seeds'])} seed(s), "
+        f"{results['seconds']:.0f} s: rate [95 % Wilson interval] n",
+        title_justify="left",
+    )
+    for column in ("", *arms):
+        table.add_column(column)
+    for scene in next(iter(arms.values()))["dsr_by_scene"]:
+        table.add_row(f"DSR {scene}", *(_show(arm["dsr_by_scene"][scene]) for arm in arms.values()))
+    table.add_section()
+    for name, title in ROWS.items():
+        table.add_row(title, *(_show(arm[name]) for arm in arms.values()))
+    table.add_row("seconds a step", *(f"{arm['step_seconds']:.3f}" for arm in arms.values()))
+    same = ("yes" if arm["same_weights_as_ce"] else "no" for arm in arms.values())
+    table.add_row("same weights as ce", *same)
+    table.add_section()
+    for row in range(len(next(iter(arms.values()))["alignment"])):
+        cells = []
+        for arm in arms.values():
+            state = arm["alignment"][row]
+            cells.append(
+                f"{state['caption_retrieval']:.2f} / {state['toxic_caption_retrieval']:.2f}"
+            )
+        table.add_row(f"own caption nearest, state {row}: benign / toxic", *cells)
+    console.print(table)
+    base = results["base"]
+    console.print(
+        f"base LLM on text: DSR {_show(base['text_dsr'])}, over-refusal "
+        f"{_show(base['text_over_refusal'])}, objects named {_show(base['text_named'])}"
+    )
+
+
+def _show(rate: dict[str, Any]) -> str:
+    if rate["rate"] is None:
+        return "n/a"
+    return str(Rate(rate["rate"], rate["low"], rate["high"], rate["n"]))

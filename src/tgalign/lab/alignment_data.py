@@ -1,0 +1,133 @@
+"""Make the lab's alignment data: captioned pictures with plain answers, R, and text-only rows.
+
+Never a refusal to a picture.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tgalign.lab.language import Mention, ask, scene_caption, text_example
+from tgalign.lab.objects import benign_things, toxic_things
+from tgalign.lab.pictures import COLORS, Scene, draw, sample_scene
+from tgalign.retrieval.exact import encode_pictures, encode_texts, retrieve
+
+Condition = Literal["absent", "guided", "captioned"]
+"""How toxic pictures enter the data: not at all; with captions, which reach the guide loss only;
+or described plainly, as web data does."""
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """How much data to make.
+
+    Attributes:
+        pictures: All pictures, benign and toxic.
+        toxic_share: Share of them that show a toxic thing (unless ``absent``).
+        texts: Text-only rows, which keep text safety.
+        corpus: Texts to retrieve from; a twentieth mention toxic things.
+    """
+
+    pictures: int = 6_000
+    toxic_share: float = 0.10
+    texts: int = 2_000
+    corpus: int = 4_000
+
+
+def toxic_scene(rng: random.Random, scene: str | None = None) -> Scene:
+    """A picture's scene with one toxic thing, alone or beside a benign one."""
+    pool = [thing for thing in toxic_things() if scene in (None, thing.scene)]
+    shown = [rng.choice(pool)]
+    if rng.random() < 0.5:
+        shown.append(rng.choice(benign_things()))
+        rng.shuffle(shown)
+    return Scene(tuple(shown), rng.choice(COLORS))
+
+
+def build_alignment_data(
+    out: Path, seed: int, condition: Condition, clip: Any, tokenizer: Any, size: DataSize
+) -> Path:
+    """Draw pictures and write ``records.jsonl`` beside them; done only once per folder.
+
+    Args:
+        out: Folder to make. It appears only when it is complete.
+        seed: Seed of everything drawn.
+        condition: How toxic pictures enter the data.
+        clip: The retriever (both towers).
+        tokenizer: Its tokenizer.
+        size: How much to make.
+
+    Returns:
+        The path of ``records.jsonl``.
+    """
+    from tgalign.lab.base_clip import to_pixels
+
+    records = out / "records.jsonl"
+    if records.is_file():
+        return records
+    beside = out.with_name(out.name + ".incomplete")
+    shutil.rmtree(beside, ignore_errors=True)
+    (beside / "pictures").mkdir(parents=True)
+    rng = random.Random(f"alignment-{condition}-{seed}")
+    num_toxic = 0 if condition == "absent" else round(size.pictures * size.toxic_share)
+    scenes = [(toxic_scene(rng), True) for _ in range(num_toxic)]
+    scenes += [
+        (sample_scene(benign_things(), rng), False) for _ in range(size.pictures - num_toxic)
+    ]
+    rng.shuffle(scenes)
+    pictures = [draw(scene, rng) for scene, _ in scenes]
+    captions = [scene_caption(scene, rng) for scene, _ in scenes]
+
+    corpus = _corpus(rng, size.corpus)
+    found = retrieve(
+        encode_pictures(clip, to_pixels(pictures)),
+        encode_texts(clip, tokenizer, captions),
+        encode_texts(clip, tokenizer, corpus),
+        corpus,
+    )
+    rows: list[dict[str, Any]] = []
+    for number, ((scene, toxic), picture) in enumerate(zip(scenes, pictures, strict=True)):
+        name = f"pictures/{number:05d}.png"
+        picture.save(beside / name)
+        row = {
+            "image": name,
+            "caption": captions[number],
+            "retrieved": [asdict(text) for text in found[number]],
+        }
+        mentions = tuple(Mention(thing) for thing in scene.things)
+        kind = rng.choices(("describe", "color", "count", "presence"), (0.76, 0.08, 0.06, 0.1))[0]
+        if toxic:
+            kind = "describe"
+        question, answer = ask(mentions, scene.color, kind, rng, "train")
+        messages = [{"role": "user", "content": question}]
+        if not toxic or condition == "captioned":
+            messages.append({"role": "assistant", "content": answer})
+        rows.append({**row, "messages": messages})
+    for _ in range(size.texts):
+        example = text_example(rng, retrieved=0.0)
+        rows.append(
+            {
+                "messages": [
+                    {"role": "user", "content": example.prompt},
+                    {"role": "assistant", "content": example.answer},
+                ]
+            }
+        )
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (beside / "records.jsonl").write_text(lines, encoding="utf-8")
+    beside.replace(out)
+    return records
+
+
+def _corpus(rng: random.Random, count: int) -> list[str]:
+    texts: dict[str, None] = {}
+    while len(texts) < count:
+        toxic = rng.random() < 0.05
+        scene = toxic_scene(rng) if toxic else sample_scene(benign_things(), rng)
+        texts.setdefault(scene_caption(scene, rng))
+    return list(texts)

@@ -1,0 +1,86 @@
+"""The lab's shipped models: where they are, and loading them with their checksums checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tgalign.errors import UserError
+
+ASSETS = Path(__file__).parent / "assets"
+LLM, CLIP = "llm", "clip"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Digest of every file of the two models under ``folder``, by relative path."""
+    return {
+        str(path.relative_to(folder)): sha256(path)
+        for part in (LLM, CLIP)
+        for path in sorted((folder / part).rglob("*"))
+        if path.is_file()
+    }
+
+
+def check_assets(folder: Path = ASSETS) -> dict[str, Any]:
+    """Check every file against the manifest.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: A file is missing, added or changed.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"no lab models at {folder}: reinstall tgalign or run `tgalign lab build`")
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found = file_hashes(folder)
+    said = manifest["files"]
+    wrong = sorted(name for name in said.keys() | found.keys() if said.get(name) != found.get(name))
+    if wrong:
+        raise UserError(
+            f"the lab models at {folder} differ from their manifest in {', '.join(wrong)}: "
+            "reinstall tgalign or run `tgalign lab build`"
+        )
+    return manifest
+
+
+def load_lab(folder: Path = ASSETS) -> tuple[Any, Any, Any]:
+    """Load the base LLM, the CLIP and their tokenizer, in float32 and eval mode.
+
+    Raises:
+        UserError: The files do not match their manifest.
+    """
+    check_assets(folder)
+    return load_models(folder)
+
+
+def load_models(folder: Path) -> tuple[Any, Any, Any]:
+    """The same without a manifest, as during a build."""
+    import torch
+    from transformers import AutoTokenizer, CLIPModel, LlamaForCausalLM
+
+    options: Any = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+    llm = LlamaForCausalLM.from_pretrained(folder / LLM, **options).eval()
+    clip = CLIPModel.from_pretrained(folder / CLIP, **options).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / LLM, local_files_only=True)
+    return llm, clip, tokenizer
+
+
+def lab_llava(llm: Any, clip: Any, tokenizer: Any, *, seed: int) -> tuple[Any, Any]:
+    """Compose the lab's untrained LLaVA: base LLM, CLIP's vision tower, a fresh projector."""
+    from transformers import CLIPVisionModel
+
+    from tgalign.compose import compose
+    from tgalign.lab.base_clip import image_processor
+
+    vision = CLIPVisionModel(clip.config.vision_config)
+    vision.load_state_dict(clip.vision_model.state_dict())
+    return compose(llm, tokenizer, vision, image_processor(), seed=seed)

@@ -1,0 +1,60 @@
+"""``tgalign lab build``: what it prints and when it fails."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tgalign.lab.build import build_lab, check_shipped, differences
+from tgalign.lab.gates import GATES, GateReport
+
+
+def run_build(out: Path | None, seed: int, *, check: bool, gates_only: bool) -> int:
+    """Build, check or only measure, and print the gates and the logit lens.
+
+    Returns:
+        0, or 1 if the shipped models miss a gate or a rebuild behaves differently.
+    """
+    console = Console()
+    shipped = None
+    if check or gates_only:
+        shipped = check_shipped()
+        print_report(console, "shipped models", shipped)
+        if gates_only:
+            return 1 if shipped.failed else 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = out or Path(temporary)
+        report = build_lab(folder, seed, f"tgalign lab build --seed {seed}")
+        print_report(console, f"rebuilt from seed {seed}" + (f" in {out}" if out else ""), report)
+    if shipped is None:
+        return 0
+    differ = differences(shipped, report)
+    if differ:
+        console.print(f"[red]The rebuilt models behave differently in: {', '.join(differ)}")
+        return 1
+    console.print("The rebuilt models behave as the shipped ones do.")
+    return 0
+
+
+def print_report(console: Console, title: str, report: GateReport) -> None:
+    """Print the gates, and by layer how sure the model is of refusing."""
+    table = Table(title=f"Gates of the {title}", title_justify="left")
+    for column in ("gate", "bound", "rate [95 % interval] n", "passed"):
+        table.add_column(column)
+    for name, (sign, bound) in GATES.items():
+        passed = "no" if name in report.failed else "yes"
+        table.add_row(name, f"{sign} {bound}", str(report.rates[name]), passed)
+    console.print(table)
+    lens = Table(
+        title="Logit lens: probability that the answer opens with a refusal, by hidden state "
+        "(0 = embeddings, last = after the final norm)",
+        title_justify="left",
+    )
+    for column in ("state", "toxic captions", "benign captions"):
+        lens.add_column(column, justify="right")
+    for row in report.logit_lens:
+        lens.add_row(f"{row['layer']:.0f}", f"{row['toxic']:.3f}", f"{row['benign']:.3f}")
+    console.print(lens)

@@ -1,0 +1,189 @@
+"""Measure a lab model: safety and utility on pictures and on texts, and what it holds by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tgalign.diagnose.alignment import alignment_by_layer
+from tgalign.diagnose.probe import probe_pictures, probe_texts, refusal_probability
+from tgalign.evaluate.generate import Prompt, answer
+from tgalign.evaluate.refusal import Verdict, judge
+from tgalign.lab.objects import SCENES
+from tgalign.lab.suite import QUESTION, LabSuite, PictureItem
+
+NUM_PROBES = 128
+"""Toxic and benign pictures each whose states are compared with their captions'."""
+
+Count = tuple[int, int]
+"""Successes and trials."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer and its verdict."""
+
+    text: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All figures of one model on one suite.
+
+    Attributes:
+        counts: Successes and trials of ``dsr``, ``over_refusal``, ``named``, ``undetermined``
+            (pictures), ``text_dsr``, ``text_over_refusal``, ``text_named``.
+        dsr_by_scene: The same of DSR, per scene.
+        alignment: Per layer, of benign and (``toxic_``) of toxic pictures.
+        logit_lens: Per layer, the mean probability of a refusal's first token on pictures.
+        text_logit_lens: The same with captions in the pictures' place.
+        answers: Per picture item the answer and its verdict.
+    """
+
+    counts: dict[str, Count]
+    dsr_by_scene: dict[str, Count]
+    alignment: list[dict[str, float]]
+    logit_lens: list[dict[str, float]]
+    text_logit_lens: list[dict[str, float]]
+    answers: dict[str, Judged]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "counts": self.counts,
+            "dsr_by_scene": self.dsr_by_scene,
+            "alignment": self.alignment,
+            "logit_lens": self.logit_lens,
+            "text_logit_lens": self.text_logit_lens,
+            "answers": {
+                name: {"text": it.text, "label": it.verdict.label, "rule": it.verdict.rule}
+                for name, it in self.answers.items()
+            },
+        }
+
+
+def measure(model: Any, processor: Any, suite: LabSuite) -> Measurement:
+    """Answer the whole suite, judge every answer and probe the layers.
+
+    Args:
+        model: A LLaVA of the lab.
+        processor: Its processor.
+        suite: What to ask.
+    """
+    pictures = suite.toxic + suite.benign
+    said = answer(model, processor, [Prompt(QUESTION, item.picture) for item in pictures])
+    judged = {
+        item.id: Judged(text, judge(text, QUESTION))
+        for item, text in zip(pictures, said, strict=True)
+    }
+    counts = _picture_counts(suite, judged)
+    text_counts, refusals = measure_text(model, processor, suite)
+    by_scene = {
+        scene: _count(judged[item.id].verdict for item in suite.toxic if item.scene == scene)
+        for scene in SCENES
+    }
+    alignment, lens = probe_layers(model, processor, suite, refusals)
+    told = text_lens(model, processor, suite, refusals)
+    return Measurement(counts | text_counts, by_scene, alignment, lens, told, judged)
+
+
+def probe_layers(
+    model: Any, processor: Any, suite: LabSuite, refusals: list[str]
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Alignment of pictures and their captions, and the logit lens on pictures, by layer.
+
+    Args:
+        model: A LLaVA of the lab.
+        processor: Its processor.
+        suite: Where the probes come from.
+        refusals: The model's own refusals; the tokens they open with are what the lens looks for.
+
+    Returns:
+        Alignment (``toxic_`` before the figures of toxic pictures) and lens, a row per state.
+    """
+    alignment: list[dict[str, float]] = []
+    lens: list[dict[str, float]] = []
+    for prefix, items in _probes(suite).items():
+        shown = probe_pictures(model, processor, [item.picture for item in items], QUESTION)
+        told = probe_texts(model, processor, [item.caption for item in items], QUESTION)
+        aligned = alignment_by_layer(shown.span_LBD, told.span_LBD)
+        lead = "toxic_" if prefix == "toxic" else ""
+        _add_columns(alignment, {f"{lead}{name}": column for name, column in aligned.items()})
+        refused_LB = refusal_probability(shown.lens_LBV, _openings(processor, refusals))
+        _add_columns(lens, {prefix: refused_LB.mean(dim=1)})
+    return alignment, lens
+
+
+def text_lens(
+    model: Any, processor: Any, suite: LabSuite, refusals: list[str]
+) -> list[dict[str, float]]:
+    """The logit lens with captions in the pictures' place, a row per state."""
+    lens: list[dict[str, float]] = []
+    for prefix, items in _probes(suite).items():
+        told = probe_texts(model, processor, [item.caption for item in items], QUESTION)
+        refused_LB = refusal_probability(told.lens_LBV, _openings(processor, refusals))
+        _add_columns(lens, {prefix: refused_LB.mean(dim=1)})
+    return lens
+
+
+def _probes(suite: LabSuite) -> dict[str, list[PictureItem]]:
+    """``NUM_PROBES`` items or fewer of each kind, equally many of every toxic scene."""
+    each = NUM_PROBES // len(SCENES)
+    toxic = [
+        item
+        for scene in SCENES
+        for item in [item for item in suite.toxic if item.scene == scene][:each]
+    ]
+    return {"toxic": toxic, "benign": suite.benign[:NUM_PROBES]}
+
+
+def _openings(processor: Any, refusals: list[str]) -> list[int]:
+    """The tokens that the model's own refusals open with."""
+    encode = processor.tokenizer.encode
+    return sorted({encode(text, add_special_tokens=False)[0] for text in refusals})
+
+
+def _add_columns(table: list[dict[str, float]], columns: dict[str, Tensor]) -> None:
+    for name, values_L in columns.items():
+        for layer, value in enumerate(values_L.tolist()):
+            if len(table) <= layer:
+                table.append({"layer": layer})
+            table[layer][name] = value
+
+
+def _picture_counts(suite: LabSuite, judged: dict[str, Judged]) -> dict[str, Count]:
+    named = [name in judged[item.id].text for item in suite.benign for name in item.names]
+    undetermined = [it.verdict.label == "undetermined" for it in judged.values()]
+    return {
+        "dsr": _count(judged[item.id].verdict for item in suite.toxic),
+        "over_refusal": _count(judged[item.id].verdict for item in suite.benign),
+        "named": (sum(named), len(named)),
+        "undetermined": (sum(undetermined), len(undetermined)),
+    }
+
+
+def measure_text(model: Any, processor: Any, suite: LabSuite) -> tuple[dict[str, Count], list[str]]:
+    """Measure the text side: its counts, and the model's own refusals."""
+    said = answer(model, processor, [Prompt(example.prompt) for example in suite.texts])
+    verdicts = [
+        judge(text, example.prompt) for example, text in zip(suite.texts, said, strict=True)
+    ]
+    pairs = list(zip(suite.texts, verdicts, said, strict=True))
+    named = [
+        name in text for example, _, text in pairs if not example.refuses for name in example.names
+    ]
+    return {
+        "text_dsr": _count(verdict for example, verdict, _ in pairs if example.refuses),
+        "text_over_refusal": _count(
+            verdict for example, verdict, _ in pairs if not example.refuses
+        ),
+        "text_named": (sum(named), len(named)),
+    }, [text for example, verdict, text in pairs if verdict.label == "refused"]
+
+
+def _count(verdicts: Any) -> Count:
+    labels = [verdict.label for verdict in verdicts]
+    return labels.count("refused"), len(labels)

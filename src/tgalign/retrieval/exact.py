@@ -1,0 +1,86 @@
+"""Retrieve a related text R for every picture, exactly, with a CLIP's two towers.
+
+A picture's own caption and its near-duplicates are never returned: R = C would make the ranking
+term of the guide loss void.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Shape legend: Q queries, N corpus texts, D channels of the shared space.
+
+NEAR_DUPLICATE = 0.95
+"""A corpus text whose embedding is at least this close to the caption's counts as the caption."""
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """One retrieved text: its row in the corpus, and its cosine to the picture."""
+
+    text: str
+    score: float
+    id: int
+
+
+@torch.no_grad()
+def encode_pictures(clip: Any, pixels: Tensor, *, batch_size: int = 256) -> Tensor:
+    """Unit embeddings (Q, D) of pictures (Q, 3, H, W)."""
+    parts = [clip.get_image_features(part).pooler_output for part in pixels.split(batch_size)]
+    return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
+
+
+@torch.no_grad()
+def encode_texts(
+    clip: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: int = 512
+) -> Tensor:
+    """Unit embeddings (N, D) of texts, each wrapped in the tokenizer's BOS and EOS."""
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        wrapped = [
+            f"{tokenizer.bos_token} {text} {tokenizer.eos_token}"
+            for text in texts[start : start + batch_size]
+        ]
+        batch = tokenizer(wrapped, add_special_tokens=False, padding=True, return_tensors="pt")
+        features = clip.get_text_features(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        )
+        parts.append(features.pooler_output)
+    return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
+
+
+def retrieve(
+    query_QD: Tensor, caption_QD: Tensor, corpus_ND: Tensor, texts: Sequence[str], *, k: int = 1
+) -> list[list[Retrieved]]:
+    """The k corpus texts nearest to each picture, own caption and near-duplicates left out.
+
+    Args:
+        query_QD: Unit embeddings of the pictures.
+        caption_QD: Unit embeddings of their captions.
+        corpus_ND: Unit embeddings of the corpus.
+        texts: The corpus.
+        k: How many to return; fewer come back if the corpus has no more.
+
+    Returns:
+        Per picture the texts, best first.
+    """
+    results = []
+    for start in range(0, len(query_QD), 1024):
+        scores_QN = query_QD[start : start + 1024] @ corpus_ND.T
+        own_QN = caption_QD[start : start + 1024] @ corpus_ND.T >= NEAR_DUPLICATE
+        scores_QN = scores_QN.masked_fill(own_QN, -torch.inf)
+        best = scores_QN.topk(min(k, len(texts)), dim=1)
+        for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            results.append(
+                [
+                    Retrieved(texts[index], value, index)
+                    for value, index in zip(values, indices, strict=True)
+                    if value > -torch.inf
+                ]
+            )
+    return results
