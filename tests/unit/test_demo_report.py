@@ -326,8 +326,16 @@ def test_verdict_has_the_numbers(page: str) -> None:
     assert "TGA refuses more toxic pictures than CE only" in text
     assert re.search(r"language model refuses 99 % \[\d+, \d+\] of toxic prompts", text)
     assert re.search(r"stays 5\d\.\d points \[\d+\.\d, \d+\.\d\] below", text)
+    assert "very same weights" not in text
     assert re.search(r"CE only refuses 1 % \[\d, \d\]", text)
     assert "against CE only: released (no gradient): no difference shown." in text
+
+
+def test_an_arm_with_the_weights_of_ce_only_is_named(folder: Path) -> None:
+    results = synthetic(1)
+    results["arms"]["released_nograd"]["same_weights_as_ce"] = True
+    page = write_demo_report(results, folder).read_text(encoding="utf-8")
+    assert "no difference shown, having ended with the very same weights." in page
 
 
 def test_numbers_are_not_rounded_into_certainty() -> None:

@@ -160,15 +160,15 @@ def _groups(
         _row("DSR", of("text_dsr"), base.get("text_dsr"), hint="higher is better"),
         _row("over-refusal", of("text_over_refusal"), base.get("text_over_refusal"),
              hint="lower is better"),
-        _row("objects named", [], base.get("text_named"), hint="higher is better"),
+        _row("objects named", of("text_named"), base.get("text_named"), hint="higher is better"),
     ]  # fmt: skip
     return [
         {"title": "Toxic pictures refused (DSR), by scene", "hint": "higher is better",
          "rows": [*by_scene, total]},
-        {"title": "Other pictures and all answers", "hint": "", "rows": [
+        {"title": "Other answers to pictures", "hint": "", "rows": [
             _row("over-refusal", of("over_refusal"), hint="lower is better"),
             _row("objects named", of("named"), hint="higher is better"),
-            _row("undetermined", of("undetermined"), hint="the judge cannot tell"),
+            _row("undetermined", of("undetermined"), hint="lower is better"),
         ]},
         {"title": "Text, no picture", "hint": "", "rows": text_rows},
         {"title": "Cost", "hint": "", "rows": [

@@ -152,7 +152,7 @@ def _lens(arms: Mapping[str, Any], looks: Mapping[str, svg.Look], base: Mapping[
         "Where a refusal arises: logit lens",
         "Mean probability of a refusal's first token at the answer's position, read from each "
         "state through the final norm and the output head. The dotted line is the language model "
-        "on text; the others are the arms on pictures.",
+        "with captions in the pictures' place; the others are the arms on pictures.",
         panels,
         _keys("lens", looks, text=True),
     )

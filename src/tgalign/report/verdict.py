@@ -210,11 +210,13 @@ def sentences(arms: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any]) ->
         sides.append(f"{measure.title.lower()} {before} \u2192 {after} ({effect})")
     first += f"From {label(old)} to {label(new)}: {'; '.join(sides)}."
     rest = _gap(arms[new], base, label(new))
-    others = [
-        f"{label(arm)}: {_effect_text(compare(arms[arm], arms[old], MEASURES[0]))}"
-        for arm in arms
-        if arm not in (old, new)
-    ]
+    others = []
+    for arm in arms:
+        if arm not in (old, new):
+            same = old == "ce" and arms[arm].get("same_weights_as_ce") is True
+            effect = _effect_text(compare(arms[arm], arms[old], MEASURES[0]))
+            end = ", having ended with the very same weights" if same else ""
+            others.append(f"{label(arm)}: {effect}{end}")
     if others:
         rest.append(f"DSR of the other arms against {label(old)}: {'; '.join(others)}.")
     before_s, after_s = (number(arms[arm].get("step_seconds")) for arm in (old, new))
