@@ -54,8 +54,8 @@ def compose(
         The model and its processor.
 
     Raises:
-        UserError: ``<image>`` is not one token, there is no chat template, or the composed model's
-            text-only logits differ from the language model's.
+        UserError: ``<image>`` is not one token or has no embedding, there is no chat template, or
+            the composed model's text-only logits differ from the language model's.
     """
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
@@ -64,6 +64,12 @@ def compose(
         raise UserError(
             f"the tokenizer splits {IMAGE_TOKEN} into {len(image_ids)} tokens; add it as a special "
             "token first"
+        )
+    embeddings: Any = llm.get_input_embeddings()
+    if image_ids[0] >= embeddings.num_embeddings:
+        raise UserError(
+            f"{IMAGE_TOKEN} has id {image_ids[0]}, and the language model has only "
+            f"{embeddings.num_embeddings} embeddings: grow them with resize_token_embeddings first"
         )
     if tokenizer.chat_template is None:
         raise UserError("the tokenizer has no chat template; refusals live behind one, so set it")
