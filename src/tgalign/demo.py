@@ -22,8 +22,8 @@ def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) 
     """Train and measure every arm for every seed; finished parts found in ``out`` are kept.
 
     Args:
-        out: Receives ``results.json``, ``table.md``, ``report.html``, ``pictures/`` and, per seed, the data, the
-            runs and their checkpoints.
+        out: Receives ``results.json``, ``table.md``, ``report.html``, ``pictures/`` and, per seed,
+            the data, the runs and their checkpoints.
         num_seeds: Seeds 0 to ``num_seeds`` - 1; a finished run can be extended by more.
         condition: ``absent``, ``guided`` or ``captioned``.
         smoke: A few steps and items only.
@@ -41,7 +41,6 @@ def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) 
             f"unknown condition {condition!r}; expected one of: {', '.join(get_args(Condition))}"
         )
     _claim(out, {"schema_version": SCHEMA_VERSION, "condition": condition, "smoke": smoke})
-    _quiet()
     from tgalign.lab.arms import ARMS
     from tgalign.lab.assets import load_lab
     from tgalign.report.demo_report import write_demo_report
@@ -168,14 +167,6 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         _write_json(path, settings)
     except OSError as fault:
         raise UserError(f"cannot write to {out}: {fault}") from None
-
-
-def _quiet() -> None:
-    """Hide transformers' advice and weight-loading bars; ours tell what is going on."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _write_json(path: Path, content: Any) -> None:

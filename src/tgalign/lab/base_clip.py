@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 # Shape legend: B rows, T tokens, P patches, D channels, K things.
 
-PATCH = 24
-STEPS = 4_000
+PATCH = 18
+STEPS = 4_500
 BATCH_SIZE = 192
 LEARNING_RATE = 1.5e-3
 
 
 def new_clip(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
-    """A fresh CLIP of the lab's size: 3 × 3 patches, four vision and two text layers."""
+    """A fresh CLIP of the lab's size: 4 × 4 patches, five vision and two text layers."""
     from transformers import CLIPConfig, CLIPModel
 
     model: CLIPModel = CLIPModel._from_config(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIZE = 72
-"""Width and height of a picture in pixels (3 × 3 patches of 24)."""
+"""Width and height of a picture in pixels (4 × 4 patches of 18)."""
 
 BACKGROUNDS = {
     "white": (240, 240, 240), "black": (35, 35, 35), "red": (205, 60, 60),

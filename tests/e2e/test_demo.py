@@ -1,0 +1,155 @@
+"""`tgalign demo --smoke` through the real command line, and its checkpoint without tgalign."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TGALIGN = [sys.executable, "-m", "tgalign.cli"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ARMS = ["ce", "released_nograd", "tga"]
+SCENES = ["alcohol", "bloody", "cigarette", "gun", "insulting_gesture", "knife", "porn"]
+
+pytestmark = pytest.mark.slow
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*TGALIGN, *arguments], capture_output=True, text=True, env=ENV, timeout=600, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "out"
+    done = run("demo", "--out", str(out), "--seeds", "2", "--smoke")
+    assert done.returncode == 0, done.stderr
+    assert "DSR cigarette" in done.stdout
+    return out
+
+
+def rates(results: dict) -> list[dict]:
+    found = [results["base"]["text_dsr"], results["base"]["text_over_refusal"]]
+    for arm in results["arms"].values():
+        found += [arm[name] for name in ("dsr", "over_refusal", "named", "text_dsr")]
+        found += arm["dsr_by_scene"].values()
+    return found
+
+
+def test_results_hold_every_promised_figure(demo: Path) -> None:
+    results = json.loads((demo / "results.json").read_text())
+    assert list(results["arms"]) == ARMS
+    assert results["seconds"] > 0
+    assert results["versions"]["torch"]
+    for arm in results["arms"].values():
+        assert list(arm["dsr_by_scene"]) == SCENES
+        assert [seed["seed"] for seed in arm["seeds"]] == [0, 1]
+        assert [row["layer"] for row in arm["alignment"]] == list(range(7))
+        assert arm["step_seconds"] > 0
+        assert arm["dsr"]["n"] == sum(rate["n"] for rate in arm["dsr_by_scene"].values()) == 28
+    for rate in rates(results):
+        assert rate["n"] > 0
+        assert 0 <= rate["low"] <= rate["rate"] <= rate["high"] <= 1
+
+
+def test_published_codes_control_trains_what_cross_entropy_trains(demo: Path) -> None:
+    arms = json.loads((demo / "results.json").read_text())["arms"]
+    assert arms["released_nograd"]["same_weights_as_ce"]
+    assert not arms["tga"]["same_weights_as_ce"]
+
+
+def test_report_and_pictures_are_there(demo: Path) -> None:
+    page = (demo / "report.html").read_text()
+    assert "data:image/png;base64" in page
+    for entry in json.loads((demo / "results.json").read_text())["gallery"]:
+        assert (demo / entry["image"]).is_file()
+        assert set(entry["answers"]) == set(ARMS)
+    assert "DSR cigarette" in (demo / "table.md").read_text()
+    assert not list(demo.rglob("*.incomplete"))
+
+
+def test_a_finished_demo_is_not_repeated(demo: Path) -> None:
+    before = (demo / "seed1/tga/measurement.json").stat().st_mtime_ns
+    done = run("demo", "--out", str(demo), "--seeds", "2", "--smoke")
+    assert done.returncode == 0, done.stderr
+    assert (demo / "seed1/tga/measurement.json").stat().st_mtime_ns == before
+
+
+def test_another_demo_in_the_same_folder_is_refused(demo: Path) -> None:
+    done = run("demo", "--out", str(demo), "--smoke", "--condition", "absent")
+    assert done.returncode == 2
+    assert "another --out" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_condition_is_refused(tmp_path: Path) -> None:
+    done = run("demo", "--out", str(tmp_path / "x"), "--condition", "toxic")
+    assert done.returncode == 2
+    assert "'toxic'" in done.stderr
+    assert "guided" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_killed_demo_goes_on_and_ends_the_same(demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    command = [*TGALIGN, "demo", "--out", str(out), "--seeds", "1", "--smoke"]
+    kills = 0
+    for part in ("seed0/data", "seed0/ce/stage1/metrics.jsonl", "seed0/released_nograd/checkpoint"):
+        process = subprocess.Popen(
+            command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not (out / part).exists():
+            time.sleep(0.02)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills > 0
+    done = run("demo", "--out", str(out), "--seeds", "1", "--smoke")
+    assert done.returncode == 0, done.stderr
+    for arm in ARMS:
+        resumed = json.loads((out / f"seed0/{arm}/measurement.json").read_text())
+        straight = json.loads((demo / f"seed0/{arm}/measurement.json").read_text())
+        assert resumed["weights_sha256"] == straight["weights_sha256"]
+        assert resumed["answers"] == straight["answers"]
+
+
+ALONE = """
+import json, sys
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+folder, checkpoint, question = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+processor = AutoProcessor.from_pretrained(checkpoint)
+assert type(model).__name__ == "LlavaForConditionalGeneration"
+answers = []
+for entry in json.load(open(f"{folder}/results.json"))["gallery"]:
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    prompt = processor.apply_chat_template(turn, add_generation_prompt=True)
+    inputs = processor(
+        text=prompt, images=Image.open(f"{folder}/{entry['image']}"), return_tensors="pt"
+    )
+    new = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+    text = processor.decode(new[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    answers.append(text.strip())
+assert not any(name.split(".")[0] == "tgalign" for name in sys.modules)
+print(json.dumps(answers))
+"""
+
+
+def test_checkpoint_gives_the_same_answers_with_nothing_but_transformers(demo: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(demo), str(demo / "seed0/tga/checkpoint"),
+         "describe this image ."],
+        capture_output=True, text=True, env=ENV, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    gallery = json.loads((demo / "results.json").read_text())["gallery"]
+    ours = [entry["answers"]["tga"]["text"] for entry in gallery]
+    assert json.loads(done.stdout.splitlines()[-1]) == ours
+    assert any(ours)
