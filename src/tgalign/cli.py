@@ -23,6 +23,14 @@ lab = typer.Typer(no_args_is_help=True, help="The embedded lab: its base models.
 app.add_typer(lab, name="lab")
 
 
+def _quiet() -> None:
+    """Hide transformers' advice and weight-loading bars; ours tell what is going on."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"tgalign {__version__}")
@@ -52,9 +60,7 @@ def demo(
     ] = "guided",
     smoke: Annotated[
         bool,
-        typer.Option(
-            help="A run of seconds that shows that everything works; its figures mean nothing."
-        ),
+        typer.Option(help="A run of seconds to see that all works; its figures mean nothing."),
     ] = False,
 ) -> None:
     """Train CE-only, released and TGA models on the lab's pictures and measure their safety.
@@ -63,6 +69,7 @@ def demo(
     """
     from tgalign.demo import run_demo
 
+    _quiet()
     run_demo(out, num_seeds=seeds, condition=condition, smoke=smoke)
 
 
@@ -79,6 +86,7 @@ def train(
     from tgalign.config import load_config
     from tgalign.train import train as run
 
+    _quiet()
     typer.echo(run(load_config(config), progress_bar=progress))
 
 
@@ -101,6 +109,7 @@ def lab_build(
     """Train the lab's base LLM and vision encoder from a seed (about 25 minutes on two cores)."""
     from tgalign.lab.build_command import run_build
 
+    _quiet()
     sys.exit(run_build(out, seed, check=check, gates_only=gates))
 
 

@@ -117,22 +117,24 @@ def check_image(path: Path) -> None:
 
     from PIL import Image, UnidentifiedImageError
 
-    if not path.is_file():
-        raise ValueError(f"image {path} does not exist")
+    width = height = 0
     try:
+        if not path.is_file():
+            raise FileNotFoundError
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")
             with Image.open(path) as picture:
                 width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise ValueError(
-                        f"image {path} has {width}×{height} pixels, more than {MAX_PIXELS:,}"
-                    )
-                picture.load()
+                if width * height <= MAX_PIXELS:
+                    picture.convert("RGB")
+    except FileNotFoundError:
+        raise ValueError(f"image {path} does not exist") from None
     except UnidentifiedImageError:
         raise ValueError(f"image {path} is no picture that PIL can read") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as fault:
-        raise ValueError(f"image {path} cannot be decoded: {fault}") from None
+    except Exception as fault:  # decoders fail on damaged files in any way
+        raise ValueError(f"image {path} cannot be read: {fault}") from None
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"image {path} has {width}×{height} pixels, more than {MAX_PIXELS:,}")
 
 
 def _parse(line: str, row: int, image_root: Path) -> Record:
@@ -159,7 +161,10 @@ def _parse(line: str, row: int, image_root: Path) -> Record:
 def _inside(root: Path, name: Any) -> Path:
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"image must be a relative path, got {name!r}")
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+    except (OSError, RuntimeError) as fault:  # a loop of links
+        raise ValueError(f"image {name!r} cannot be found: {fault}") from None
     if not path.is_relative_to(root):
         raise ValueError(f"image {name!r} leads outside the image root {root}")
     return path
