@@ -7,7 +7,7 @@ with its row number.
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,8 @@ class Encoder:
         ids, labels = self._conversation(record)
         caption = self._span(record.caption) if record.image else None
         retrieved = self._span(record.retrieved) if caption and record.retrieved else None
-        longest = max(len(ids), len(caption.input_ids) if caption else 0)
+        spans = [span for span in (caption, retrieved) if span is not None]
+        longest = max([len(ids), *(len(span.input_ids) for span in spans)])
         if longest > self.max_length:
             raise ValueError(
                 f"{longest} tokens, more than the limit of {self.max_length}: shorten the row or "
@@ -139,15 +140,21 @@ class Encoder:
     @staticmethod
     def _draw(row: int) -> float:
         """A fixed number in [0, 1) for a row."""
-        return zlib.crc32(str(row).encode()) / 2**32
+        # A checksum such as CRC-32 would favour some last digits and never two rows in a row.
+        return int.from_bytes(hashlib.sha256(str(row).encode()).digest()[:4]) / 2**32
 
     def _span(self, text: str | None) -> Span | None:
         """A text where the image would stand; nothing after it can change its states (causal)."""
         if text is None:
             return None
-        rendered = self._render([{"role": "user", "content": [{"type": "text", "text": text}]}])
-        first = rendered.rfind(text)
-        if first < 0:
+        # Where two texts begin to differ, not where the template may write the same words itself.
+        rendered, other = (
+            self._render([{"role": "user", "content": [{"type": "text", "text": item}]}])
+            for item in (text, "\0")
+        )
+        pairs = enumerate(zip(rendered, other, strict=False))
+        first = next((at for at, (ours, theirs) in pairs if ours != theirs), len(rendered))
+        if not rendered.startswith(text, first):
             raise ValueError(
                 f"the chat template changes the text {text[:40]!r}: no span to average"
             )
