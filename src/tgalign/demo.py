@@ -45,7 +45,8 @@ def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) 
     from tgalign.lab.assets import load_lab
     from tgalign.report.demo_report import write_demo_report
 
-    console = Console()
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=140)
     clock = _Clock(out / "elapsed.json")
     llm, clip, tokenizer = load_lab()
     measured: dict[int, dict[str, dict[str, Any]]] = {}

@@ -71,7 +71,7 @@ class TGATrainer(Trainer):
         self.task = task
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
-        self._logged_at = time.monotonic()
+        self._logged_step, self._logged_at = 0, time.monotonic()
         super().__init__(
             model=task,
             args=TrainingArguments(
@@ -114,6 +114,7 @@ class TGATrainer(Trainer):
         checkpoint = get_last_checkpoint(str(self.folder))
         done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
         self._keep_metrics_until(done)
+        self._logged_step, self._logged_at = done, time.monotonic()
         self.train(resume_from_checkpoint=checkpoint)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -176,7 +177,7 @@ class TGATrainer(Trainer):
         over batches.
         """
         if "loss" in logs and self._sums:
-            steps = self._counts["loss"] / self.stage.accumulation
+            steps = self.state.global_step - self._logged_step
             line: dict[str, Any] = {"step": self.state.global_step, "stage": self.stage.name}
             for name, total in self._sums.items():
                 if name in PER_LAYER:
@@ -185,7 +186,7 @@ class TGATrainer(Trainer):
                     line[name] = float(total / steps)
             now = time.monotonic()
             line["step_seconds"] = (now - self._logged_at) / steps
-            self._logged_at = now
+            self._logged_step, self._logged_at = self.state.global_step, now
             line |= {name: logs[name] for name in ("grad_norm", "learning_rate") if name in logs}
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TGALIGN = [sys.executable, "-m", "tgalign.cli"]
+TGALIGN = [sys.executable, "-m", "tgalign"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 ARMS = ["ce", "released_nograd", "tga"]
 SCENES = ["alcohol", "bloody", "cigarette", "gun", "insulting_gesture", "knife", "porn"]

@@ -40,7 +40,7 @@ def test_readme_commands_run(tmp_path: Path) -> None:
         if arguments[0] == "demo":
             arguments.append("--smoke")
         done = subprocess.run(
-            [sys.executable, "-m", "tgalign.cli", *arguments],
+            [sys.executable, "-m", "tgalign", *arguments],
             cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip

@@ -1,0 +1,5 @@
+"""``python -m tgalign``."""
+
+from tgalign.cli import main
+
+main()
