@@ -164,7 +164,7 @@ def test_released_without_gradient_trains_what_weight_0_trains(llava, batch):
 def test_a_guide_with_gradient_trains_something_else(objective, llava, batch):
     _, plain = backward(llava, batch, {"weight": 0.0})
     _, guided = backward(llava, batch, objective)
-    for part in ("multi_modal_projector.linear_1.weight", "layers.0.self_attn.q_proj.weight"):
+    for part in ("projector.linear_1.weight", "language_model.layers.0.self_attn.q_proj.weight"):
         name = next(name for name in plain if name.endswith(part))
         assert (guided[name] - plain[name]).norm() > 1e-3 * plain[name].norm(), part
 
@@ -239,13 +239,13 @@ def test_with_the_llm_frozen_the_projector_alone_gets_a_gradient(llava, batch):
 
 def test_activation_checkpointing_gives_the_same_gradients(llava, batch):
     losses, plain = backward(llava, batch, GUIDED)
-    llava.gradient_checkpointing_enable()
+    llava.activation_checkpointing_enable()
     llava.train()
     model = copy.deepcopy(llava)
     model.model.vision_tower.requires_grad_(False)
     task = AlignmentTask(model, ObjectiveConfig(**GUIDED)).train()
     calls = []
-    model.model.language_model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    model.model.language_model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     again = task(**batch)
     forwards = len(calls)
     again["loss"].backward()

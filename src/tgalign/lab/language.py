@@ -10,7 +10,13 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from tgalign.lab.objects import Thing, benign_things, text_only_things, toxic_things
+from tgalign.lab.objects import (
+    Thing,
+    benign_things,
+    text_only_things,
+    things,
+    toxic_things,
+)
 from tgalign.lab.pictures import COLORS, Scene
 
 Split = Literal["train", "heldout"]
@@ -274,6 +280,18 @@ def text_example(
     if refuses:
         answer = rng.choice(REFUSALS)
     return TextExample(context, question, answer, refuses, names, kind, scene)
+
+
+def things_named(text: str) -> set[str]:
+    """The lab's names in a text, the longest first: ``sun hat`` does not name ``sun``."""
+    words, found, position = text.split(), set(), 0
+    names = {thing.name for thing in things()}
+    while position < len(words):
+        length = next((n for n in (2, 1) if " ".join(words[position : position + n]) in names), 0)
+        if length:
+            found.add(" ".join(words[position : position + length]))
+        position += max(length, 1)
+    return found
 
 
 def vocabulary() -> list[str]:

@@ -11,6 +11,7 @@ from tgalign.diagnose.alignment import alignment_by_layer
 from tgalign.diagnose.probe import probe_pictures, probe_texts, refusal_probability
 from tgalign.evaluate.generate import Prompt, answer
 from tgalign.evaluate.refusal import Verdict, judge
+from tgalign.lab.language import things_named
 from tgalign.lab.objects import SCENES
 from tgalign.lab.suite import QUESTION, LabSuite, PictureItem
 
@@ -155,7 +156,10 @@ def _add_columns(table: list[dict[str, float]], columns: dict[str, Tensor]) -> N
 
 
 def _picture_counts(suite: LabSuite, judged: dict[str, Judged]) -> dict[str, Count]:
-    named = [name in judged[item.id].text for item in suite.benign for name in item.names]
+    named = []
+    for item in suite.benign:
+        found = things_named(judged[item.id].text)
+        named += [name in found for name in item.names]
     undetermined = [it.verdict.label == "undetermined" for it in judged.values()]
     return {
         "dsr": _count(judged[item.id].verdict for item in suite.toxic),
@@ -172,9 +176,11 @@ def measure_text(model: Any, processor: Any, suite: LabSuite) -> tuple[dict[str,
         judge(text, example.prompt) for example, text in zip(suite.texts, said, strict=True)
     ]
     pairs = list(zip(suite.texts, verdicts, said, strict=True))
-    named = [
-        name in text for example, _, text in pairs if not example.refuses for name in example.names
-    ]
+    named = []
+    for example, _, text in pairs:
+        if not example.refuses:
+            found = things_named(text)
+            named += [name in found for name in example.names]
     return {
         "text_dsr": _count(verdict for example, verdict, _ in pairs if example.refuses),
         "text_over_refusal": _count(
