@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -57,9 +58,8 @@ def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) 
                 f"[bold]seed {seed} ({seed + 1} of {num_seeds}), {arm} "
                 f"({number + 1} of {len(ARMS) + 1})"
             )
-            measured[seed][arm] = _run_arm(
-                arm, out / f"seed{seed}", seed, condition, (llm, clip, tokenizer), smoke
-            )
+            run = _Run(out / f"seed{seed}", seed, condition, smoke, console)
+            measured[seed][arm] = _run_arm(arm, run, (llm, clip, tokenizer))
             clock.add()
     gallery = _save_gallery(out, _suite(0, smoke), measured[0])
     clock.add()
@@ -72,9 +72,18 @@ def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) 
     return results
 
 
-def _run_arm(
-    arm: str, folder: Path, seed: int, condition: str, lab: tuple[Any, Any, Any], smoke: bool
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Run:
+    """All arms of one seed: where they go and what they share."""
+
+    folder: Path
+    seed: int
+    condition: Any
+    smoke: bool
+    console: Console
+
+
+def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
     """Train and measure one arm (``base``: measure the untrained LLaVA), or read what is there."""
     from tgalign.lab.alignment_data import DataSize, build_alignment_data
     from tgalign.lab.arms import arm_config
@@ -82,6 +91,7 @@ def _run_arm(
     from tgalign.lab.measure import measure
     from tgalign.train import load_llava, save_checkpoint, train
 
+    folder, seed = run.folder, run.seed
     done = folder / arm / "measurement.json"
     if done.is_file():
         content: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
@@ -90,18 +100,23 @@ def _run_arm(
     if not base.is_dir():
         base.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(*lab_llava(*lab, seed=seed), base)
-    size = DataSize(pictures=60, texts=20, corpus=100) if smoke else DataSize()
-    records = build_alignment_data(folder / "data", seed, condition, lab[1], lab[2], size)  # type: ignore[arg-type]
+    size = DataSize(pictures=60, texts=20, corpus=100) if run.smoke else DataSize()
+    if not (folder / "data").is_dir():
+        run.console.print(f"  drawing {size.pictures} pictures and retrieving a text for each")
+    records = build_alignment_data(folder / "data", seed, run.condition, lab[1], lab[2], size)
     found: dict[str, Any] = {"curve": [], "step_seconds": None}
     checkpoint = base
     if arm != "base":
         config = arm_config(
-            arm, model=base, records=records, out=folder / arm, seed=seed, smoke=smoke
+            arm, model=base, records=records, out=folder / arm, seed=seed, smoke=run.smoke
         )
         checkpoint = train(config)
         found = _training_curve(folder / arm, [stage.name for stage in config.stages])
     model, processor = load_llava(checkpoint)
-    found |= measure(model, processor, _suite(seed, smoke)).as_dict()
+    suite = _suite(seed, run.smoke)
+    asked = len(suite.toxic) + len(suite.benign)
+    run.console.print(f"  asking about {asked} pictures and {len(suite.texts)} texts")
+    found |= measure(model, processor, suite).as_dict()
     found["weights_sha256"] = sha256(checkpoint / "model.safetensors")
     _write_json(done, found)
     return found
