@@ -114,6 +114,9 @@ class TGATrainer(Trainer):
         checkpoint = get_last_checkpoint(str(self.folder))
         done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
         self._keep_metrics_until(done)
+        if checkpoint and done >= self.stage.steps:  # transformers would make one step more
+            self._load_from_checkpoint(checkpoint)
+            return
         self._logged_step, self._logged_at = done, time.monotonic()
         self.train(resume_from_checkpoint=checkpoint)
 
