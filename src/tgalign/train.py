@@ -70,12 +70,22 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
     """
     checkpoint = config.out / "checkpoint"
     _claim(config)
-    if checkpoint.is_dir():
-        return checkpoint
+    if not checkpoint.is_dir():
+        _train_stages(config, checkpoint, progress_bar)
+    for stage in config.stages:
+        for state in (config.out / stage.name).glob("checkpoint-*"):
+            shutil.rmtree(state)
+        shutil.rmtree(config.out / stage.name / "incomplete", ignore_errors=True)
+        (config.out / stage.name / "end.safetensors").unlink(missing_ok=True)
+    return checkpoint
+
+
+def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> None:
     root = config.image_root or config.records.parent
     records, problems = read_records(config.records, root)
     require_all_good(problems)
     model, processor = load_llava(config.model)
+    _check_stages(model, processor, config, records)
     model.set_attn_implementation(config.attention)
     load_pixels = pixel_loader(processor)
     images = [record.image for record in records if record.image is not None]
@@ -85,11 +95,28 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
             _train_stage(model, processor, config, stage, records, features or load_pixels,
                          progress_bar)  # fmt: skip
     save_checkpoint(model, processor, checkpoint)
+
+
+def _check_stages(model: Any, processor: Any, config: TrainConfig, records: list[Record]) -> None:
+    """Say before the first stage, which may take days, what a later one would refuse."""
+    from tgalign.pooling import parse_layers
+
+    images = [record for record in records if record.image is not None]
+    captioned = any(record.caption is not None for record in images)
     for stage in config.stages:
-        for state in (config.out / stage.name).glob("checkpoint-*"):
-            shutil.rmtree(state)
-        (config.out / stage.name / "end.safetensors").unlink(missing_ok=True)
-    return checkpoint
+        parse_layers(stage.objective.layers, model.config.text_config.num_hidden_layers)
+        if "llm" not in stage.train and not images:
+            raise UserError(
+                f"stage {stage.name} trains the projector alone, and no row has an image"
+            )
+        centered = stage.objective.weight > 0 and stage.objective.similarity == "centered_cosine"
+        if centered and not captioned:
+            raise UserError(
+                f"stage {stage.name}: centered_cosine needs captions, and no row has one"
+            )
+    # A row has an R in its prompt in this stage if it has one there in any.
+    longest = max(config.stages, key=lambda stage: stage.retrieved_in_prompt)
+    encode_rows(processor, model.config.image_seq_length, config, longest, records)
 
 
 def pixel_loader(processor: Any) -> Callable[[list[Path]], Tensor]:
@@ -244,8 +271,7 @@ def estimate_center(
         (row for row in rows if row.caption is not None),
         key=lambda row: hashlib.sha256(repr(row.caption).encode()).digest(),
     )[:num_captions]
-    if not captioned:
-        raise UserError("centered_cosine needs captions, and no row has one")
+    assert captioned, "checked before the first stage"
     total_LD = torch.zeros_like(task.center_LD)
     for start in range(0, len(captioned), 128):
         spans = [row.caption for row in captioned[start : start + 128] if row.caption]
