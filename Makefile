@@ -27,7 +27,7 @@ check: $(BIN)/.installed-dev   ## ruff and mypy
 	$(BIN)/mypy
 
 test: check                    ## lint, types, tests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 format: $(BIN)/.installed-dev
 	$(BIN)/ruff check --fix .
