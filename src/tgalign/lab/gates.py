@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tgalign.evaluate.statistics import Rate, wilson
 from tgalign.lab.base_clip import to_pixels
-from tgalign.lab.measure import measure_text, text_lens
+from tgalign.lab.measure import measure_text, refusal_openings, text_lens
 from tgalign.lab.objects import benign_things, toxic_things
 from tgalign.lab.pictures import draw, sample_scene
 from tgalign.lab.suite import lab_suite
@@ -72,7 +72,8 @@ def check_gates(model: Any, processor: Any) -> GateReport:
     counts, refusals = measure_text(model, processor, suite)
     rates = {name: wilson(*count) for name, count in counts.items()}
     rates["probe_accuracy"] = wilson(*linear_probe(model))
-    return GateReport(rates, text_lens(model, processor, suite, refusals))
+    openings = refusal_openings(model, processor, suite, refusals)
+    return GateReport(rates, text_lens(model, processor, suite, openings))
 
 
 def linear_probe(

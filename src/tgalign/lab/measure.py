@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tgalign.diagnose.alignment import alignment_by_layer
@@ -17,6 +18,9 @@ from tgalign.lab.suite import QUESTION, LabSuite, PictureItem
 
 NUM_PROBES = 128
 """Toxic and benign pictures each whose states are compared with their captions'."""
+
+OPENING = 0.05
+"""Mean probability from which a token counts as one that refusals open with."""
 
 Count = tuple[int, int]
 """Successes and trials."""
@@ -86,13 +90,30 @@ def measure(model: Any, processor: Any, suite: LabSuite) -> Measurement:
         scene: _count(judged[item.id].verdict for item in suite.toxic if item.scene == scene)
         for scene in SCENES
     }
-    alignment, lens = probe_layers(model, processor, suite, refusals)
-    told = text_lens(model, processor, suite, refusals)
+    openings = refusal_openings(model, processor, suite, refusals)
+    alignment, lens = probe_layers(model, processor, suite, openings)
+    told = text_lens(model, processor, suite, openings)
     return Measurement(counts | text_counts, by_scene, alignment, lens, told, judged)
 
 
+def refusal_openings(model: Any, processor: Any, suite: LabSuite, refusals: list[str]) -> list[int]:
+    """The tokens that the model opens refusals with, taken from the model itself.
+
+    These are the tokens to which it gives ``OPENING`` or more, on average over the toxic captions
+    whose likeliest next token is one that its own refusals open with.
+    """
+    encode = processor.tokenizer.encode
+    greedy = sorted({encode(text, add_special_tokens=False)[0] for text in refusals})
+    captions = [item.caption for item in _probes(suite)["toxic"]]
+    next_BV = probe_texts(model, processor, captions, QUESTION).lens_LBV[-1]
+    refused_B = torch.isin(next_BV.argmax(dim=1), torch.tensor(greedy))
+    if not refused_B.any():
+        return greedy
+    return (next_BV[refused_B].mean(dim=0) >= OPENING).nonzero().flatten().tolist()
+
+
 def probe_layers(
-    model: Any, processor: Any, suite: LabSuite, refusals: list[str]
+    model: Any, processor: Any, suite: LabSuite, openings: list[int]
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Alignment of pictures and their captions, and the logit lens on pictures, by layer.
 
@@ -100,7 +121,7 @@ def probe_layers(
         model: A LLaVA of the lab.
         processor: Its processor.
         suite: Where the probes come from.
-        refusals: The model's own refusals; the tokens they open with are what the lens looks for.
+        openings: The tokens that the lens looks for.
 
     Returns:
         Alignment (``toxic_`` before the figures of toxic pictures) and lens, a row per state.
@@ -113,19 +134,19 @@ def probe_layers(
         aligned = alignment_by_layer(shown.span_LBD, told.span_LBD)
         lead = "toxic_" if prefix == "toxic" else ""
         _add_columns(alignment, {f"{lead}{name}": column for name, column in aligned.items()})
-        refused_LB = refusal_probability(shown.lens_LBV, _openings(processor, refusals))
+        refused_LB = refusal_probability(shown.lens_LBV, openings)
         _add_columns(lens, {prefix: refused_LB.mean(dim=1)})
     return alignment, lens
 
 
 def text_lens(
-    model: Any, processor: Any, suite: LabSuite, refusals: list[str]
+    model: Any, processor: Any, suite: LabSuite, openings: list[int]
 ) -> list[dict[str, float]]:
     """The logit lens with captions in the pictures' place, a row per state."""
     lens: list[dict[str, float]] = []
     for prefix, items in _probes(suite).items():
         told = probe_texts(model, processor, [item.caption for item in items], QUESTION)
-        refused_LB = refusal_probability(told.lens_LBV, _openings(processor, refusals))
+        refused_LB = refusal_probability(told.lens_LBV, openings)
         _add_columns(lens, {prefix: refused_LB.mean(dim=1)})
     return lens
 
@@ -139,12 +160,6 @@ def _probes(suite: LabSuite) -> dict[str, list[PictureItem]]:
         for item in [item for item in suite.toxic if item.scene == scene][:each]
     ]
     return {"toxic": toxic, "benign": suite.benign[:NUM_PROBES]}
-
-
-def _openings(processor: Any, refusals: list[str]) -> list[int]:
-    """The tokens that the model's own refusals open with."""
-    encode = processor.tokenizer.encode
-    return sorted({encode(text, add_special_tokens=False)[0] for text in refusals})
 
 
 def _add_columns(table: list[dict[str, float]], columns: dict[str, Tensor]) -> None:
