@@ -120,9 +120,10 @@ def main() -> None:
     except UserError as fault:
         typer.echo(f"tgalign: {fault}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("tgalign: interrupted; the same command goes on where it was", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of a KeyboardInterrupt
+            typer.echo("tgalign: interrupted; the same command goes on where it was", err=True)
+        raise
 
 
 if __name__ == "__main__":
