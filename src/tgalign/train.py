@@ -28,6 +28,7 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
     Raises:
         UserError: There is no checkpoint, or it is not a LLaVA.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
     if not (path / "config.json").is_file():
@@ -42,12 +43,19 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
             "(LlavaForConditionalGeneration), as compose makes from an LLM and a vision encoder"
         )
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(
-            path, local_files_only=True, use_safetensors=True
+        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
         processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError) as fault:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as fault:
         raise UserError(f"the checkpoint at {path} cannot be loaded: {fault}") from None
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise UserError(
+            f"the checkpoint at {path} lacks {len(missing)} weight(s), which would be random: "
+            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
+        )
     if getattr(processor, "chat_template", None) is None:
         raise UserError(f"the processor at {path} has no chat template, so no prompt can be made")
     return model, processor
@@ -86,6 +94,7 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
     require_all_good(problems)
     model, processor = load_llava(config.model)
     _check_stages(model, processor, config, records)
+    _write_config(config)
     model.set_attn_implementation(config.attention)
     load_pixels = pixel_loader(processor)
     images = [record.image for record in records if record.image is not None]
@@ -151,19 +160,26 @@ def save_checkpoint(model: Any, processor: Any, path: Path) -> None:
 
 
 def _claim(config: TrainConfig) -> None:
-    """Write the config into ``out``, or check that the run found there has the same."""
-    said = json.loads(config.model_dump_json())
+    """Make ``out``, or check that the run found there has the same config."""
     path = config.out / "config.json"
     if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != said:
+        if json.loads(path.read_text(encoding="utf-8")) != json.loads(config.model_dump_json()):
             raise UserError(
                 f"{config.out} holds a run with another config: give another --out or remove it"
             )
         return
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".incomplete")
-        beside.write_text(json.dumps(said, indent=1), encoding="utf-8")
+    except OSError as fault:
+        raise UserError(f"cannot write to {config.out}: {fault}") from None
+
+
+def _write_config(config: TrainConfig) -> None:
+    """Write the config into ``out``: from here on it holds this run."""
+    path = config.out / "config.json"
+    beside = path.with_suffix(".incomplete")
+    try:
+        beside.write_text(config.model_dump_json(indent=1), encoding="utf-8")
         beside.replace(path)
     except OSError as fault:
         raise UserError(f"cannot write to {config.out}: {fault}") from None
