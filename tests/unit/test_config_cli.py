@@ -1,0 +1,385 @@
+"""The config's and the command line's answer to mistakes: status 2, one message, no traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from tgalign import __version__, cli
+from tgalign.config import ObjectiveConfig, TrainConfig, load_config, parse_config
+from tgalign.errors import UserError
+
+HEAVY = ("torch", "transformers", "numpy", "scipy", "PIL", "matplotlib")
+
+
+@pytest.fixture
+def tgalign(monkeypatch, capsys):
+    """A function that runs the command line and gives exit status, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tgalign", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        said = capsys.readouterr()
+        assert "Traceback" not in said.out + said.err
+        return exit_.value.code or 0, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path, checkpoint, rows):
+    """A function that writes a valid recipe, changed as asked, and gives its path.
+
+    A value of None removes the key; ``stage`` and ``objective`` change those parts.
+    """
+
+    def write(*, stage=None, objective=None, **changes):
+        only = {
+            "name": "stage1",
+            "train": ["projector"],
+            "steps": 1,
+            "batch_size": 4,
+            "projector_lr": 1e-3,
+            "objective": objective or {},
+        }
+        data = {
+            "model": str(checkpoint),
+            "records": str(rows.path),
+            "out": str(tmp_path / "out"),
+            "stages": [only | (stage or {})],
+        } | changes
+        data = {key: value for key, value in data.items() if value is not None}
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(data), encoding="utf-8")
+        return path
+
+    return write
+
+
+def refused(tgalign, path, *said):
+    """Check that training exits with 2, says all of ``said`` on stderr and trains nothing."""
+    status, out, err = tgalign("train", path, "--no-progress")
+    assert status == 2, (status, err)
+    assert err.startswith("tgalign: ")
+    for text in said:
+        assert text in err
+    assert not list((path.parent / "out").rglob("*.safetensors"))
+    assert not (path.parent / "out" / "checkpoint").exists()
+    assert out == ""
+    return err
+
+
+WRONG = {
+    "form": ({"objective": {"form": "papr"}}, "stages.0.objective.form", "'papr'", "'contrastive'"),
+    "similarity": ({"objective": {"similarity": "dot"}}, "'dot'", "'centered_cosine'"),
+    "reference": ({"objective": {"reference": "ema"}}, "'ema'", "'live' or 'frozen'"),
+    "pair": ({"objective": {"pair": "text"}}, "'text'", "'image_retrieved'"),
+    "schedule": ({"objective": {"schedule": "cosine"}}, "'cosine'", "'linear_decay'"),
+    "weight": (
+        {"objective": {"weight": -1}},
+        "objective.weight",
+        "-1",
+        "greater than or equal to 0",
+    ),
+    "temperature": ({"objective": {"temperature": 0}}, "temperature", "greater than 0"),
+    "layers out of range": ({"objective": {"layers": "2-9"}}, "'2-9'", 'expected "all"'),
+    "layers of no kind": ({"objective": {"layers": "deep"}}, "'deep'", 'expected "all"'),
+    "layers empty": ({"objective": {"layers": []}}, "names no layer"),
+    "layers a fraction": ({"objective": {"layers": 1.5}}, "stages.0.objective.layers", "1.5"),
+    "unknown objective key": ({"objective": {"wieght": 1}}, "stages.0.objective.wieght", "Extra"),
+    "unknown stage key": ({"stage": {"lr": 1}}, "stages.0.lr", "Extra inputs are not permitted"),
+    "unknown key": ({"epochs": 3}, "epochs", "Extra inputs are not permitted, got 3"),
+    "precision": ({"precision": "fp16"}, "precision", "'fp32' or 'bf16'", "'fp16'"),
+    "attention": ({"attention": "fast"}, "'fast'", "'sdpa'"),
+    "part": ({"stage": {"train": ["vision"]}}, "'projector' or 'llm'", "'vision'"),
+    "no part": ({"stage": {"train": []}}, "stages.0.train", "at least 1"),
+    "steps": ({"stage": {"steps": 0}}, "stages.0.steps", "greater than 0, got 0"),
+    "steps a word": ({"stage": {"steps": "many"}}, "stages.0.steps", "'many'"),
+    "batch size": ({"stage": {"batch_size": -2}}, "stages.0.batch_size", "-2"),
+    "share": ({"stage": {"retrieved_in_prompt": 1.5}}, "retrieved_in_prompt", "1.5"),
+    "stage name": ({"stage": {"name": "../out"}}, "stages.0.name", "'../out'"),
+    "no rate for the llm": ({"stage": {"train": ["llm"]}}, "llm_lr must be given"),
+    "seed": ({"seed": -1}, "seed", "-1"),
+    "no stages": ({"stages": []}, "stages", "at least 1"),
+    "no model": ({"model": None}, "model: Field required"),
+    "no records": ({"records": None}, "records: Field required"),
+    "model a number": ({"model": 3}, "model"),
+    "model missing": ({"model": "/nowhere"}, "no checkpoint at /nowhere"),
+    "records missing": ({"records": "/nowhere.jsonl"}, "no records at /nowhere.jsonl"),
+    "image root missing": ({"image_root": "/nowhere"}, "no image root at /nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_setting_is_named_with_what_was_given_and_what_is_allowed(name, tgalign, recipe):
+    changes, *said = WRONG[name]
+    refused(tgalign, recipe(**changes), *said)
+
+
+def test_every_wrong_setting_is_named_at_once(tgalign, recipe):
+    path = recipe(seed="x", precision="fp8", stage={"steps": 0}, epochs=1)
+    err = refused(tgalign, path, str(path), "seed:", "precision:", "stages.0.steps:", "epochs:")
+    assert len(err.splitlines()) == 5
+
+
+def test_two_stages_of_one_name_are_refused(tgalign, recipe):
+    stage = {"name": "same", "train": ["projector"], "steps": 1, "batch_size": 1, "projector_lr": 1}
+    refused(tgalign, recipe(stages=[stage, stage]), "different names", "['same', 'same']")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: [1", "not readable YAML"),
+        (b"\xff\xfe\xfd", "not readable YAML"),
+        (b"a: !!python/object:os.system x", "not readable YAML"),
+        (b"- 1\n- 2", "must hold a mapping of settings, got list"),
+        (b"", "must hold a mapping of settings, got NoneType"),
+        (b"{}", "Field required"),
+        (b"1: 2", "1: "),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(content, said, tgalign, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    refused(tgalign, path, "recipe.yaml", said)
+
+
+def test_a_missing_recipe_is_refused(tgalign, tmp_path):
+    refused(tgalign, tmp_path / "none.yaml", "no training config at", "none.yaml")
+    refused(tgalign, tmp_path, "no training config at")
+
+
+def change_rows(rows, tmp_path, *extra):
+    path = tmp_path / "data.jsonl"
+    lines = [json.dumps(row) for row in rows.data[:2]] + [
+        line if isinstance(line, str) else json.dumps(line) for line in extra
+    ]
+    path.write_text("\n".join(lines))
+    return {"records": str(path), "image_root": str(rows.path.parent)}
+
+
+def test_bad_rows_are_named_by_file_and_row(tgalign, recipe, rows, tmp_path):
+    broken = rows.path.parent / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    image = next(row["image"] for row in rows.data if "image" in row)
+    try:
+        bad = change_rows(
+            rows,
+            tmp_path,
+            {"image": "broken.png", "caption": "a cat"},
+            {"image": image, "caption": "an <image> of a cat"},
+            "{",
+        )
+        refused(
+            tgalign,
+            recipe(**bad),
+            "3 bad row(s)",
+            "data.jsonl:3: image",
+            "broken.png",
+            "data.jsonl:4: caption contains a literal '<image>'",
+            "data.jsonl:5: not valid JSON",
+        )
+    finally:
+        broken.unlink()
+
+
+def test_a_row_that_is_too_long_is_named(tgalign, recipe):
+    refused(tgalign, recipe(max_length=20), "records.jsonl:1: ", "more than the limit of 20")
+
+
+@pytest.mark.parametrize(
+    "kind", ["a language model", "no config", "broken", "unknown", "no weights"]
+)
+def test_a_checkpoint_that_is_no_llava_is_refused(kind, tgalign, recipe, llm, checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if kind == "a language model":
+        llm.save_pretrained(folder)
+        said = "holds a 'llama' model; expected a 'llava' checkpoint"
+    elif kind == "no config":
+        said = "expected a folder with config.json"
+    elif kind == "broken":
+        (folder / "config.json").write_text("{")
+        said = "config.json cannot be read"
+    elif kind == "unknown":
+        (folder / "config.json").write_text('{"model_type": "no_such_model"}')
+        said = "config.json cannot be read"
+    else:
+        (folder / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+        said = "cannot be loaded"
+    refused(tgalign, recipe(model=str(folder)), str(folder), said)
+
+
+DAMAGES = ("cut", "pickle", "no tokenizer", "no template", "weights missing", "other sizes")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused(damage, tgalign, recipe, checkpoint, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = folder / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:10_000])
+    elif damage == "pickle":
+        weights.rename(folder / "pytorch_model.bin")
+    elif damage == "no tokenizer":
+        for file in folder.glob("*token*"):
+            file.unlink()
+    elif damage == "no template":
+        (folder / "chat_template.jinja").unlink()
+    elif damage == "weights missing":
+        kept = {
+            name: tensor for name, tensor in load_file(weights).items() if "lm_head" not in name
+        }
+        save_file(kept, weights, metadata={"format": "pt"})
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"]["intermediate_size"] += 1
+        (folder / "config.json").write_text(json.dumps(config))
+    refused(tgalign, recipe(model=str(folder)), str(folder))
+
+
+def test_an_out_that_cannot_be_written_is_refused(tgalign, recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    path = recipe(out=str(tmp_path / "file" / "out"))
+    refused(tgalign, path, "cannot write to")
+    path = recipe(out=str(tmp_path / "file"))
+    refused(tgalign, path, "cannot write to")
+
+
+def test_a_mended_recipe_trains_in_the_same_folder(tgalign, recipe, tmp_path):
+    """Nothing was trained, so nothing stands in the way of the corrected run."""
+    refused(tgalign, recipe(max_length=20), "more than the limit")
+    status, out, err = tgalign("train", recipe(max_length=200), "--no-progress")
+    assert status == 0, err
+    assert out.strip() == str(tmp_path / "out" / "checkpoint")
+    assert (tmp_path / "out" / "checkpoint" / "model.safetensors").is_file()
+
+
+def test_a_demo_of_an_unknown_condition_is_refused(tgalign, tmp_path):
+    status, _, err = tgalign("demo", "--out", tmp_path / "demo", "--condition", "none")
+    assert status == 2
+    assert "'none'" in err
+    assert "absent, guided, captioned" in err
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_demo_into_a_folder_of_something_else_is_refused(tgalign, tmp_path):
+    (tmp_path / "precious").write_text("")
+    status, _, err = tgalign("demo", "--out", tmp_path)
+    assert status == 2
+    assert "not empty and holds no demo" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["precious"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["demmo"], ["demo", "--sedes", "3"], ["demo", "--seeds", "0"], ["demo", "--seeds", "x"]],
+    ids=" ".join,
+)
+def test_a_mistyped_command_ends_with_2(arguments, tgalign):
+    status, _, err = tgalign(*arguments)
+    assert status == 2
+    assert arguments[:2][-1] in err
+
+
+def test_an_interrupt_says_how_to_go_on(tgalign, recipe, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tgalign.train.train", stop)
+    status, _, err = tgalign("train", recipe())
+    assert status == 130
+    assert "the same command goes on where it was" in err
+
+
+HELP = {
+    (): ["demo", "train", "lab"],
+    ("demo",): ["--out", "--seeds", "--condition", "Examples"],
+    ("train",): ["recipe", "metrics.jsonl", "Example"],
+    ("lab",): ["build"],
+    ("lab", "build"): ["--check", "--gates", "Examples"],
+}
+
+
+def test_help_and_version_are_instant_for_they_import_nothing_heavy():
+    script = (
+        "import json, sys\n"
+        "from tgalign import cli\n"
+        "for arguments in json.loads(sys.argv.pop()):\n"
+        "    sys.argv[1:] = arguments\n"
+        "    try:\n"
+        "        cli.main()\n"
+        "    except SystemExit as exit_:\n"
+        "        assert not exit_.code, (arguments, exit_.code)\n"
+        "    print('=====')\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    calls = [[*command, "--help"] for command in HELP] + [["--version"]]
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(calls)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *pages, loaded = done.stdout.split("=====")
+    assert loaded.strip() == "[]"
+    for expected, page in zip(HELP.values(), pages, strict=False):
+        for text in expected:
+            assert text in page
+    assert pages[-1].strip() == f"tgalign {__version__}"
+
+
+def test_a_mistake_ends_a_real_process_with_2(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tgalign.cli", "train", str(tmp_path / "none.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("tgalign: no training config at")
+    assert "Traceback" not in done.stderr
+
+
+def test_paths_of_a_recipe_are_relative_to_it(tmp_path):
+    stage = {"name": "s", "train": ["projector"], "steps": 1, "batch_size": 1, "projector_lr": 1}
+    path = tmp_path / "sub" / "recipe.yaml"
+    path.parent.mkdir()
+    data = {
+        "model": "../m",
+        "records": "/r.jsonl",
+        "image_root": ".",
+        "out": "out",
+        "stages": [stage],
+    }
+    path.write_text(yaml.safe_dump(data))
+    config = load_config(path)
+    assert config.model == tmp_path / "sub" / ".." / "m"
+    assert config.records == Path("/r.jsonl")
+    assert config.image_root == path.parent
+    assert config.out == path.parent / "out"
+    assert isinstance(config, TrainConfig)
+
+
+def test_a_config_is_refused_as_a_user_s_mistake_in_python_too():
+    with pytest.raises(UserError, match=r"^here is not a valid training config:\n"):
+        parse_config({}, "here")
+
+
+def test_the_weight_s_schedules():
+    constant = ObjectiveConfig(weight=2.0)
+    assert [constant.weight_at(p) for p in (0, 0.5, 1)] == [2, 2, 2]
+    falling = ObjectiveConfig(weight=2.0, schedule="linear_decay")
+    assert [falling.weight_at(p) for p in (0, 0.5, 1)] == [2, 1, 0]
