@@ -56,6 +56,8 @@ def llm(tokenizer: Any) -> Any:
         for name, weight in model.named_parameters():
             if weight.ndim > 1:  # 0.02 would leave every answer to the last token alone
                 weight.mul_(50 if "embed_tokens" in name else 5)
+            else:  # norms of 1 would hide one that is applied twice
+                weight.uniform_(0.5, 1.5)
     return model
 
 

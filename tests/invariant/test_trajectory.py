@@ -211,6 +211,16 @@ def test_the_two_stages_train_what_they_name(straight, settings, checkpoint, tmp
     assert moved == {name for name in start if "multi_modal_projector" in name}
 
 
+def test_text_only_rows_take_no_part_while_the_llm_is_frozen(
+    settings, rows, encode, seen, tmp_path
+):
+    """They reach no weight that is trained; a batch of nothing else has no gradient at all."""
+    stage = {**TWO_STAGES[0], "steps": 20, "batch_size": 1, "accumulation": 1}
+    run(settings(tmp_path / "run", stage | {"retrieved_in_prompt": 0.0}, save_steps=100))
+    shown = encode([record for record in rows.records if record.image])
+    assert set(seen) == {tuple(row.input_ids) for row in shown}
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(straight, settings, tmp_path):
     again, _ = run(settings(tmp_path / "again", *TWO_STAGES))
     assert identical(again, straight[0])
