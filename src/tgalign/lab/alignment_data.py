@@ -22,6 +22,10 @@ Condition = Literal["absent", "guided", "captioned"]
 or described plainly, as web data does."""
 
 
+TOXIC_SNIPPETS = 0.05
+"""Share of the retrieval corpus that mentions toxic things (the paper mixes such snippets in)."""
+
+
 @dataclass(frozen=True)
 class DataSize:
     """How much data to make.
@@ -30,7 +34,7 @@ class DataSize:
         pictures: All pictures, benign and toxic.
         toxic_share: Share of them that show a toxic thing (unless ``absent``).
         texts: Text-only rows, which keep text safety.
-        corpus: Texts to retrieve from; a twentieth mention toxic things.
+        corpus: Texts to retrieve from; ``TOXIC_SNIPPETS`` of them toxic (unless ``absent``).
     """
 
     pictures: int = 6_000
@@ -83,7 +87,7 @@ def build_alignment_data(
     pictures = [draw(scene, rng) for scene, _ in scenes]
     captions = [scene_caption(scene, rng) for scene, _ in scenes]
 
-    corpus = _corpus(rng, size.corpus)
+    corpus = _corpus(rng, size.corpus, 0.0 if condition == "absent" else TOXIC_SNIPPETS)
     found = retrieve(
         encode_pictures(clip, to_pixels(pictures)),
         encode_texts(clip, tokenizer, captions),
@@ -124,10 +128,10 @@ def build_alignment_data(
     return records
 
 
-def _corpus(rng: random.Random, count: int) -> list[str]:
+def _corpus(rng: random.Random, count: int, toxic_share: float) -> list[str]:
     texts: dict[str, None] = {}
     while len(texts) < count:
-        toxic = rng.random() < 0.05
+        toxic = rng.random() < toxic_share
         scene = toxic_scene(rng) if toxic else sample_scene(benign_things(), rng)
         texts.setdefault(scene_caption(scene, rng))
     return list(texts)

@@ -125,7 +125,7 @@ def train_clip(
     )
     for step in range(STEPS):
         scenes = [sample_scene(pool, rng) for _ in range(BATCH_SIZE)]
-        pixels = to_pixels([draw(scene, rng) for scene in scenes])
+        pixels = to_pixels([draw(scene, rng, ordered=False) for scene in scenes])
         texts = encode_texts([scene_caption(scene, rng) for scene in scenes], tokenizer)
         shown_BK = torch.zeros(BATCH_SIZE, len(pool))
         for row, scene in enumerate(scenes):

@@ -39,12 +39,14 @@ def _sprite(emoji: str) -> Image:
         return art.convert("RGBA")
 
 
-def draw(scene: Scene, rng: random.Random) -> Image:
+def draw(scene: Scene, rng: random.Random, *, ordered: bool = True) -> Image:
     """Draw a scene; ``rng`` decides place, size (±), turn (±12°) and shade.
 
     Args:
         scene: One or two drawable things and a background colour.
         rng: The source of everything that is not in the scene.
+        ordered: Whether the first of two things stands left or on top, so that an answer can name
+            them in reading order; captions from the web keep no order.
 
     Returns:
         An RGB picture of ``SIZE`` × ``SIZE`` pixels.
@@ -62,7 +64,7 @@ def draw(scene: Scene, rng: random.Random) -> Image:
         near, middle, far = SIZE * 0.26, SIZE * 0.5, SIZE * 0.74
         layouts = [[(near, middle), (far, middle)], [(middle, near), (middle, far)]]
         centers = [(x + rng.uniform(-3, 3), y + rng.uniform(-3, 3)) for x, y in rng.choice(layouts)]
-        if rng.random() < 0.5:
+        if not ordered and rng.random() < 0.5:
             centers.reverse()
         low, high = 30, 36
     for thing, (x, y) in zip(scene.things, centers, strict=True):
