@@ -17,6 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of those it starts
 import pytest
 import torch
 
+from tgalign.checkpoint import pixel_loader, save_checkpoint
 from tgalign.compose import compose
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
@@ -27,7 +28,6 @@ from tgalign.lab.language import Mention, ask, scene_caption, text_example
 from tgalign.lab.objects import benign_things
 from tgalign.lab.pictures import draw, sample_scene
 from tgalign.lab.tokenizer import build_tokenizer
-from tgalign.train import pixel_loader, save_checkpoint
 
 torch.set_num_threads(1)
 

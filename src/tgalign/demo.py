@@ -85,11 +85,12 @@ class _Run:
 
 def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
     """Train and measure one arm (``base``: measure the untrained LLaVA), or read what is there."""
+    from tgalign.checkpoint import load_llava, save_checkpoint
     from tgalign.lab.alignment_data import DataSize, build_alignment_data
     from tgalign.lab.arms import arm_config
     from tgalign.lab.assets import lab_llava, sha256
     from tgalign.lab.measure import measure
-    from tgalign.train import load_llava, save_checkpoint, train
+    from tgalign.train import train
 
     folder, seed = run.folder, run.seed
     done = folder / arm / "measurement.json"

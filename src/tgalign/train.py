@@ -5,60 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+
+from tgalign.checkpoint import load_llava, pixel_loader, save_checkpoint
 from tgalign.config import StageConfig, TrainConfig
-from tgalign.data.records import Problem, Record, read_records, require_all_good
+from tgalign.data.collate import Collator
+from tgalign.data.encode import EncodedRecord, Encoder
+from tgalign.data.records import Record, read_records, require_all_good
 from tgalign.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import LlavaForConditionalGeneration, ProcessorMixin
-
-    from tgalign.data.encode import EncodedRecord
-    from tgalign.task import AlignmentTask
-
-
-def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
-    """Load a stock LLaVA checkpoint and its processor, offline and from safetensors only.
-
-    Raises:
-        UserError: There is no checkpoint, or it is not a LLaVA.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
-
-    if not (path / "config.json").is_file():
-        raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError) as fault:
-        raise UserError(f"{path}/config.json cannot be read: {fault}") from None
-    if config.model_type != "llava":
-        raise UserError(
-            f"{path} holds a {config.model_type!r} model; expected a 'llava' checkpoint "
-            "(LlavaForConditionalGeneration), as compose makes from an LLM and a vision encoder"
-        )
-    try:
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError, RuntimeError, SafetensorError) as fault:
-        raise UserError(f"the checkpoint at {path} cannot be loaded: {fault}") from None
-    model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise UserError(
-            f"the checkpoint at {path} lacks {len(missing)} weight(s), which would be random: "
-            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
-        )
-    if getattr(processor, "chat_template", None) is None:
-        raise UserError(f"the processor at {path} has no chat template, so no prompt can be made")
-    return model, processor
+from tgalign.pooling import parse_layers
+from tgalign.task import AlignmentTask
+from tgalign.trainer import TGATrainer
+from tgalign.vision_cache import cached_vision
 
 
 def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
@@ -93,70 +56,53 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
     records, problems = read_records(config.records, root)
     require_all_good(problems)
     model, processor = load_llava(config.model)
-    _check_stages(model, processor, config, records)
+    # Everything that a later stage would refuse is said before the first, which may take days.
+    rows = [_stage_rows(model, processor, config, stage, records) for stage in config.stages]
     _write_config(config)
     model.set_attn_implementation(config.attention)
     load_pixels = pixel_loader(processor)
     images = [record.image for record in records if record.image is not None]
-    caching = cached(model, images, load_pixels) if config.cache_vision else nullcontext(None)
-    with caching as features:
-        for stage in config.stages:
-            _train_stage(model, processor, config, stage, records, features or load_pixels,
-                         progress_bar)  # fmt: skip
+    caching = (
+        cached_vision(model, images, load_pixels)
+        if config.cache_vision
+        else nullcontext(load_pixels)
+    )
+    with caching as load:
+        collator = Collator(processor.tokenizer.pad_token_id, load)
+        for stage, stage_rows in zip(config.stages, rows, strict=True):
+            _train_stage(model, config, stage, stage_rows, collator, progress_bar)
     save_checkpoint(model, processor, checkpoint)
 
 
-def _check_stages(model: Any, processor: Any, config: TrainConfig, records: list[Record]) -> None:
-    """Say before the first stage, which may take days, what a later one would refuse."""
-    from tgalign.pooling import parse_layers
+def _stage_rows(
+    model: Any, processor: Any, config: TrainConfig, stage: StageConfig, records: list[Record]
+) -> list[EncodedRecord]:
+    """Check a stage against the model and encode the rows it trains on.
 
-    images = [record for record in records if record.image is not None]
-    captioned = any(record.caption is not None for record in images)
-    for stage in config.stages:
-        parse_layers(stage.objective.layers, model.config.text_config.num_hidden_layers)
-        if "llm" not in stage.train and not images:
+    Raises:
+        UserError: Layers out of range, no row to learn from, or naming every row that is too long
+            or teaches nothing.
+    """
+    parse_layers(stage.objective.layers, model.config.text_config.num_hidden_layers)
+    if "llm" not in stage.train:
+        # A text-only row reaches no trained weight while the LLM is frozen.
+        records = [record for record in records if record.image is not None]
+        if not records:
             raise UserError(
                 f"stage {stage.name} trains the projector alone, and no row has an image"
             )
-        centered = stage.objective.weight > 0 and stage.objective.similarity == "centered_cosine"
-        if centered and not captioned:
-            raise UserError(
-                f"stage {stage.name}: centered_cosine needs captions, and no row has one"
-            )
-    # A row has an R in its prompt in this stage if it has one there in any.
-    longest = max(config.stages, key=lambda stage: stage.retrieved_in_prompt)
-    encode_rows(processor, model.config.image_seq_length, config, longest, records)
-
-
-def pixel_loader(processor: Any) -> Callable[[list[Path]], Tensor]:
-    """A function that reads pictures and makes the vision tower's input of them."""
-    from PIL import Image
-
-    def load(paths: list[Path]) -> Tensor:
-        pictures = []
-        for path in paths:
-            with Image.open(path) as picture:
-                pictures.append(picture.convert("RGB"))
-        pixels: Tensor = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-        return pixels
-
-    return load
-
-
-def cached(model: Any, images: list[Path], load_pixels: Any) -> Any:
-    """See ``tgalign.vision_cache.cached_vision``; imported late, as it needs torch."""
-    from tgalign.vision_cache import cached_vision
-
-    return cached_vision(model, images, load_pixels)
-
-
-def save_checkpoint(model: Any, processor: Any, path: Path) -> None:
-    """Save model and processor beside ``path`` and move them there in one step."""
-    beside = path.with_name(path.name + ".incomplete")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
-    processor.save_pretrained(beside)
-    beside.replace(path)
+    encoder = Encoder(
+        processor.tokenizer,
+        model.config.image_seq_length,
+        max_length=config.max_length,
+        retrieved_in_prompt=stage.retrieved_in_prompt,
+    )
+    rows, problems = encoder.encode_all(records, config.records.name)
+    require_all_good(problems)
+    centered = stage.objective.weight > 0 and stage.objective.similarity == "centered_cosine"
+    if centered and all(row.caption is None for row in rows):
+        raise UserError(f"stage {stage.name}: centered_cosine needs captions, and no row has one")
+    return rows
 
 
 def _claim(config: TrainConfig) -> None:
@@ -197,33 +143,20 @@ def freeze(model: Any, stage: StageConfig) -> None:
 
 def _train_stage(
     model: Any,
-    processor: Any,
     config: TrainConfig,
     stage: StageConfig,
-    records: list[Record],
-    load_pixels: Callable[[list[Path]], Tensor],
+    rows: list[EncodedRecord],
+    collator: Collator,
     progress_bar: bool,
 ) -> None:
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    from tgalign.data.collate import Collator
-    from tgalign.task import AlignmentTask
-    from tgalign.trainer import TGATrainer
-
     folder = config.out / stage.name
     end = folder / "end.safetensors"
     freeze(model, stage)
     if end.is_file():
         model.load_state_dict(load_file(end), strict=False)
         return
-    if "llm" not in stage.train:
-        # A text-only row reaches no trained weight while the LLM is frozen.
-        records = [record for record in records if record.image is not None]
-    rows = encode_rows(processor, model.config.image_seq_length, config, stage, records)
     torch.manual_seed(config.seed)
     task = AlignmentTask(model, stage.objective)
-    collator = Collator(processor.tokenizer.pad_token_id, load_pixels)
     estimate_center(task, rows, collator)
     trainer = TGATrainer(
         task,
@@ -244,43 +177,14 @@ def _train_stage(
     beside.replace(end)
 
 
-def encode_rows(
-    processor: Any,
-    image_seq_length: int,
-    config: TrainConfig,
-    stage: StageConfig,
-    records: list[Record],
-) -> list[EncodedRecord]:
-    """Encode all records for a stage.
-
-    Raises:
-        UserError: Naming every row that is too long or teaches nothing.
-    """
-    from tgalign.data.encode import Encoder
-
-    encoder = Encoder(
-        processor.tokenizer,
-        image_seq_length,
-        max_length=config.max_length,
-        retrieved_in_prompt=stage.retrieved_in_prompt,
-    )
-    rows: list[EncodedRecord]
-    problems: list[Problem]
-    rows, problems = encoder.encode_all(records, config.records.name)
-    require_all_good(problems)
-    return rows
-
-
 def estimate_center(
-    task: AlignmentTask, rows: list[EncodedRecord], collator: Any, *, num_captions: int = 1024
+    task: AlignmentTask, rows: list[EncodedRecord], collator: Collator, *, num_captions: int = 1024
 ) -> None:
     """Set the centre of ``centered_cosine``: the mean caption state at the start of the stage.
 
     A fixed centre, not a running one, so that the loss of a row does not depend on which rows
     share its batch. Captions are taken in an order given by their hash, not by the file's.
     """
-    import torch
-
     if task.objective.similarity != "centered_cosine" or task.objective.weight == 0:
         return
     captioned = sorted(

@@ -11,7 +11,6 @@ import signal
 import sys
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from transformers import LlavaProcessor
 
@@ -53,14 +52,14 @@ def wire(moment: str, stage: str, step: int, out: Path) -> None:
 
         TGATrainer._save = save_or_die
     elif moment == "end of stage":  # trained, its last state saved, its result not yet
-        save_file = safetensors.torch.save_file
+        save_file = tgalign.train.save_file
 
         def save_file_or_die(tensors, path, *args, **options):
             if Path(path).parent.name == stage:
                 die()
             save_file(tensors, path, *args, **options)
 
-        safetensors.torch.save_file = save_file_or_die
+        tgalign.train.save_file = save_file_or_die
     elif moment == "checkpoint":  # the model written, the processor not yet
         LlavaProcessor.save_pretrained = die
     else:

@@ -17,10 +17,10 @@ from transformers import (
     PhiConfig,
 )
 
+from tgalign.checkpoint import load_llava, pixel_loader, save_checkpoint
 from tgalign.compose import check_text_logits, compose
 from tgalign.errors import UserError
 from tgalign.lab.base_clip import image_processor
-from tgalign.train import load_llava, pixel_loader, save_checkpoint
 
 SIZES = {
     "hidden_size": 48,

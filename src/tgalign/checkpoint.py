@@ -1,0 +1,77 @@
+"""Stock LLaVA checkpoints: loading with clear errors, saving complete or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tgalign.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import LlavaForConditionalGeneration, ProcessorMixin
+
+
+def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
+    """Load a stock LLaVA checkpoint and its processor, offline and from safetensors only.
+
+    Raises:
+        UserError: There is no checkpoint, or it is not a LLaVA.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+
+    if not (path / "config.json").is_file():
+        raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError) as fault:
+        raise UserError(f"{path}/config.json cannot be read: {fault}") from None
+    if config.model_type != "llava":
+        raise UserError(
+            f"{path} holds a {config.model_type!r} model; expected a 'llava' checkpoint "
+            "(LlavaForConditionalGeneration), as compose makes from an LLM and a vision encoder"
+        )
+    try:
+        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError, RuntimeError, SafetensorError) as fault:
+        raise UserError(f"the checkpoint at {path} cannot be loaded: {fault}") from None
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise UserError(
+            f"the checkpoint at {path} lacks {len(missing)} weight(s), which would be random: "
+            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
+        )
+    if getattr(processor, "chat_template", None) is None:
+        raise UserError(f"the processor at {path} has no chat template, so no prompt can be made")
+    return model, processor
+
+
+def save_checkpoint(model: Any, processor: Any, path: Path) -> None:
+    """Save model and processor beside ``path`` and move them there in one step."""
+    beside = path.with_name(path.name + ".incomplete")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.save_pretrained(beside)
+    processor.save_pretrained(beside)
+    beside.replace(path)
+
+
+def pixel_loader(processor: Any) -> Callable[[list[Path]], Tensor]:
+    """A function that reads pictures and makes the vision tower's input of them."""
+    from PIL import Image
+
+    def load(paths: list[Path]) -> Tensor:
+        pictures = []
+        for path in paths:
+            with Image.open(path) as picture:
+                pictures.append(picture.convert("RGB"))
+        pixels: Tensor = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        return pixels
+
+    return load
