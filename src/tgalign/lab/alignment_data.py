@@ -37,7 +37,7 @@ class DataSize:
         corpus: Texts to retrieve from; ``TOXIC_SNIPPETS`` of them toxic (unless ``absent``).
     """
 
-    pictures: int = 6_000
+    pictures: int = 8_000
     toxic_share: float = 0.10
     texts: int = 2_000
     corpus: int = 4_000

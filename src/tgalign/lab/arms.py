@@ -16,23 +16,24 @@ ARMS: dict[str, ObjectiveConfig] = {
         similarity="centered_cosine",
         reference="frozen",
         layers="0-6",
+        weight=0.4,
     ),
 }
 
 _STAGE_1 = StageConfig(
     name="stage1",
     train=["projector"],
-    steps=700,
+    steps=900,
     batch_size=64,
     projector_lr=3e-3,
 )
 _STAGE_2 = StageConfig(
     name="stage2",
     train=["projector", "llm"],
-    steps=400,
+    steps=600,
     batch_size=64,
     projector_lr=1e-3,
-    llm_lr=3e-4,
+    llm_lr=6e-4,
     retrieved_in_prompt=0.25,
 )
 
