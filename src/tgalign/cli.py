@@ -96,7 +96,8 @@ def train(
 )
 def lab_build(
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the models. [default: a temporary one]")
+        Path | None,
+        typer.Option(help="Folder for the models; needed unless --check or --gates is given."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
     check: Annotated[
@@ -106,7 +107,7 @@ def lab_build(
         bool, typer.Option(help="Only measure the gates of the shipped models (a minute).")
     ] = False,
 ) -> None:
-    """Train the lab's base LLM and vision encoder from a seed (about 25 minutes on two cores)."""
+    """Train the lab's base LLM and vision encoder from a seed (about half an hour on two cores)."""
     from tgalign.lab.build_command import run_build
 
     _quiet()

@@ -7,18 +7,23 @@ from typing import Literal
 
 from tgalign.config import ObjectiveConfig, StageConfig, TrainConfig
 
-ARMS: dict[str, ObjectiveConfig] = {
-    "ce": ObjectiveConfig(weight=0.0),
-    # The published code aligns states 10 to 18 of 32; these are the same depths of 6.
-    "released_nograd": ObjectiveConfig(form="released_nograd", layers="2-3"),
-    "tga": ObjectiveConfig(
-        form="paper",
-        similarity="centered_cosine",
-        reference="frozen",
-        layers="0-6",
-        weight=0.4,
-    ),
+_CE = ObjectiveConfig(weight=0.0)
+# The published code aligns states 10 to 18 of 32; these are the same depths of 6.
+_RELEASED_NOGRAD = ObjectiveConfig(form="released_nograd", layers="2-3")
+_TGA = ObjectiveConfig(
+    form="paper",
+    similarity="centered_cosine",
+    reference="frozen",
+    layers="0-6",
+    weight=0.4,
+)
+ARMS: dict[str, tuple[ObjectiveConfig, ObjectiveConfig]] = {
+    "ce": (_CE, _CE),
+    "released_nograd": (_RELEASED_NOGRAD, _RELEASED_NOGRAD),
+    # In stage 2 the guide fades out, as in the published code.
+    "tga": (_TGA, _TGA.model_copy(update={"schedule": "linear_decay"})),
 }
+"""The objectives of stage 1 and of stage 2."""
 
 _STAGE_1 = StageConfig(
     name="stage1",
@@ -52,7 +57,7 @@ def arm_config(
         smoke: Only a few steps.
     """
     steps = {"steps": 3} if smoke else {}
-    objective = {"objective": ARMS[arm]}
+    first, second = ARMS[arm]
     return TrainConfig(
         model=model,
         records=records,
@@ -65,8 +70,8 @@ def arm_config(
         save_steps=100,
         logging_steps=1 if smoke else 20,
         stages=[
-            _STAGE_1.model_copy(update=steps | objective),
-            _STAGE_2.model_copy(update=steps | objective),
+            _STAGE_1.model_copy(update=steps | {"objective": first}),
+            _STAGE_2.model_copy(update=steps | {"objective": second}),
         ],
     )
 

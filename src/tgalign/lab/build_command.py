@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tgalign.errors import UserError
 from tgalign.lab.build import build_lab, check_shipped, differences
 from tgalign.lab.gates import GATES, GateReport
 
@@ -17,7 +18,15 @@ def run_build(out: Path | None, seed: int, *, check: bool, gates_only: bool) -> 
 
     Returns:
         0, or 1 if the shipped models miss a gate or a rebuild behaves differently.
+
+    Raises:
+        UserError: A build without ``check`` has nowhere to go.
     """
+    if out is None and not check and not gates_only:
+        raise UserError(
+            "a build takes about half an hour: say with --out where to keep the models, or give "
+            "--check to compare a rebuild with the shipped ones, or --gates to measure only these"
+        )
     console = Console()
     shipped = None
     if check or gates_only:
@@ -28,7 +37,7 @@ def run_build(out: Path | None, seed: int, *, check: bool, gates_only: bool) -> 
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary)
         report = build_lab(folder, seed, f"tgalign lab build --seed {seed}")
-        print_report(console, f"rebuilt from seed {seed}" + (f" in {out}" if out else ""), report)
+        print_report(console, f"models rebuilt from seed {seed}", report)
     if shipped is None:
         return 0
     differ = differences(shipped, report)
