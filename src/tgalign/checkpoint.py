@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
+from tgalign.files import INCOMPLETE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,11 +17,12 @@ if TYPE_CHECKING:
 
 
 def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
-    """Load a stock LLaVA checkpoint and its processor, offline and from safetensors only.
+    """Load a stock LLaVA checkpoint (in float32) and its processor, offline, safetensors only.
 
     Raises:
         UserError: There is no checkpoint, or it is not a LLaVA.
     """
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
@@ -36,7 +39,11 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
         )
     try:
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, output_loading_info=True
+            path,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
         processor = AutoProcessor.from_pretrained(path, local_files_only=True)
     except (ValueError, OSError, RuntimeError, SafetensorError) as fault:
@@ -50,12 +57,20 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
         )
     if getattr(processor, "chat_template", None) is None:
         raise UserError(f"the processor at {path} has no chat template, so no prompt can be made")
+    if processor.tokenizer.chat_template is None:  # older checkpoints keep it in the processor
+        processor.tokenizer.chat_template = processor.chat_template
+    image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if image_id != model.config.image_token_id:
+        raise UserError(
+            f"the tokenizer at {path} gives {IMAGE_TOKEN} the id {image_id}, and config.json says "
+            f"{model.config.image_token_id}: make them the same"
+        )
     return model, processor
 
 
 def save_checkpoint(model: Any, processor: Any, path: Path) -> None:
     """Save model and processor beside ``path`` and move them there in one step."""
-    beside = path.with_name(path.name + ".incomplete")
+    beside = path.with_name(path.name + INCOMPLETE)
     shutil.rmtree(beside, ignore_errors=True)
     model.save_pretrained(beside)
     processor.save_pretrained(beside)
@@ -63,7 +78,7 @@ def save_checkpoint(model: Any, processor: Any, path: Path) -> None:
 
 
 def pixel_loader(processor: Any) -> Callable[[list[Path]], Tensor]:
-    """A function that reads pictures and makes the vision tower's input of them."""
+    """A function that reads pictures and makes the tower's input of them, (B, 3, H, W)."""
     from PIL import Image
 
     def load(paths: list[Path]) -> Tensor:

@@ -97,17 +97,21 @@ def train(
 def lab_build(
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the models; needed unless --check or --gates is given."),
+        typer.Option(help="Build here; a killed build goes on after the last finished model."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of a build.")] = 0,
     check: Annotated[
-        bool, typer.Option(help="Rebuild, and compare the behaviour with the shipped models'.")
+        bool,
+        typer.Option(help="Rebuild from the shipped models' seed and compare how both behave."),
     ] = False,
     gates: Annotated[
         bool, typer.Option(help="Only measure the gates of the shipped models (a minute).")
     ] = False,
 ) -> None:
-    """Train the lab's base LLM and vision encoder from a seed (about half an hour on two cores)."""
+    """Train the lab's base LLM and vision encoder from a seed (about half an hour on two cores).
+
+    Give one of --out, --check and --gates.
+    """
     from tgalign.lab.build_command import run_build
 
     _quiet()

@@ -161,5 +161,5 @@ def load_config(path: Path) -> TrainConfig:
         raise UserError(f"{path} must hold a mapping of settings, got {type(data).__name__}")
     for key in ("model", "records", "image_root", "out"):
         if isinstance(data.get(key), str):
-            data[key] = path.parent / data[key]
+            data[key] = (path.parent / data[key]).resolve()
     return parse_config(data, str(path))

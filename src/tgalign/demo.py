@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 
-from tgalign.demo_results import assemble_results, markdown, print_results
+from tgalign.demo_results import assemble_results, markdown, print_results, versions
 from tgalign.errors import UserError
+from tgalign.files import is_free, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from tgalign.lab.suite import LabSuite
@@ -41,6 +42,7 @@ def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) 
         raise UserError(
             f"unknown condition {condition!r}; expected one of: {', '.join(get_args(Condition))}"
         )
+    out = out.resolve()
     _claim(out, {"schema_version": SCHEMA_VERSION, "condition": condition, "smoke": smoke})
     from tgalign.lab.arms import ARMS
     from tgalign.lab.assets import load_lab
@@ -48,7 +50,6 @@ def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) 
 
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=140)
-    clock = _Clock(out / "elapsed.json")
     llm, clip, tokenizer = load_lab()
     measured: dict[int, dict[str, dict[str, Any]]] = {}
     for seed in range(num_seeds):
@@ -60,12 +61,10 @@ def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) 
             )
             run = _Run(out / f"seed{seed}", seed, condition, smoke, console)
             measured[seed][arm] = _run_arm(arm, run, (llm, clip, tokenizer))
-            clock.add()
     gallery = _save_gallery(out, _suite(0, smoke), measured[0])
-    clock.add()
-    results = assemble_results(measured, gallery, condition, clock.total)
-    _write_json(out / "results.json", results)
-    _write(out / "table.md", markdown(results))
+    results = assemble_results(measured, gallery, condition, smoke=smoke)
+    write_json(out / "results.json", results)
+    write_text(out / "table.md", markdown(results))
     report = write_demo_report(results, out)
     print_results(console, results)
     console.print(f"\nresults  {out / 'results.json'}\nreport   {report}", soft_wrap=True)
@@ -88,38 +87,56 @@ def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
     from tgalign.checkpoint import load_llava, save_checkpoint
     from tgalign.lab.alignment_data import DataSize, build_alignment_data
     from tgalign.lab.arms import arm_config
-    from tgalign.lab.assets import lab_llava, sha256
+    from tgalign.lab.assets import check_assets, lab_llava, sha256
     from tgalign.lab.measure import measure
     from tgalign.train import train
 
     folder, seed = run.folder, run.seed
+    size = DataSize(pictures=60, texts=20, corpus=100) if run.smoke else DataSize()
+    config = arm_config(
+        "ce" if arm == "base" else arm,
+        model=folder / "base" / "checkpoint",
+        records=folder / "data" / "records.jsonl",
+        out=folder / arm,
+        seed=seed,
+        smoke=run.smoke,
+    )
+    made_with = {
+        "versions": versions(),
+        "assets": check_assets()["files"],
+        "data": asdict(size),
+        "training": config.model_dump(mode="json", exclude={"model", "records", "out"}),
+    }
     done = folder / arm / "measurement.json"
     if done.is_file():
-        content: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(done)
+        if content["made_with"] != made_with:
+            raise UserError(
+                f"{done} was made with other settings, models or versions than these: give "
+                "another --out, or remove it"
+            )
         return content
+    start = time.monotonic()
     base = folder / "base" / "checkpoint"
     if not base.is_dir():
         base.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(*lab_llava(*lab, seed=seed), base)
-    size = DataSize(pictures=60, texts=20, corpus=100) if run.smoke else DataSize()
     if not (folder / "data").is_dir():
         run.console.print(f"  drawing {size.pictures} pictures and retrieving a text for each")
-    records = build_alignment_data(folder / "data", seed, run.condition, lab[1], lab[2], size)
-    found: dict[str, Any] = {"curve": [], "step_seconds": None}
+    build_alignment_data(folder / "data", seed, run.condition, lab[1], lab[2], size)
+    found: dict[str, Any] = {"made_with": made_with, "curve": [], "step_seconds": None}
     checkpoint = base
     if arm != "base":
-        config = arm_config(
-            arm, model=base, records=records, out=folder / arm, seed=seed, smoke=run.smoke
-        )
         checkpoint = train(config)
-        found = _training_curve(folder / arm, [stage.name for stage in config.stages])
+        found |= _training_curve(folder / arm, [stage.name for stage in config.stages])
     model, processor = load_llava(checkpoint)
     suite = _suite(seed, run.smoke)
     asked = len(suite.toxic) + len(suite.benign)
     run.console.print(f"  asking about {asked} pictures and {len(suite.texts)} texts")
     found |= measure(model, processor, suite).as_dict()
     found["weights_sha256"] = sha256(checkpoint / "model.safetensors")
-    _write_json(done, found)
+    found["seconds"] = time.monotonic() - start
+    write_json(done, found)
     return found
 
 
@@ -172,42 +189,14 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     path = out / "demo.json"
     try:
         if path.is_file():
-            if json.loads(path.read_text(encoding="utf-8")) != settings:
+            if read_json(path) != settings:
                 raise UserError(
                     f"{out} holds a demo with other settings ({path}): give another --out, or "
                     "remove it"
                 )
             return
-        out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
+        if not is_free(out):
             raise UserError(f"{out} is not empty and holds no demo: give another --out")
-        _write_json(path, settings)
+        write_json(path, settings)
     except OSError as fault:
         raise UserError(f"cannot write to {out}: {fault}") from None
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write(path, json.dumps(content, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".incomplete")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-
-
-class _Clock:
-    """Seconds spent on a demo, over all its interrupted runs (a killed part is not counted)."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._start = time.monotonic()
-        self.total = json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
-
-    def add(self) -> None:
-        """Add the time since the last call and keep the sum on disk."""
-        now = time.monotonic()
-        self.total += now - self._start
-        self._start = now
-        _write_json(self._path, {"seconds": self.total})

@@ -31,23 +31,26 @@ def assemble_results(
     measured: dict[int, dict[str, Found]],
     gallery: list[dict[str, Any]],
     condition: str,
-    seconds: float,
+    *,
+    smoke: bool,
 ) -> dict[str, Any]:
     """Make the content of ``results.json``.
 
-    Rates are pooled over seeds: every seed asks about its own pictures and texts, so the items of
-    an interval's n are all different (models of one arm differ only by seed).
+    Rates are pooled over seeds, each of which asks about its own pictures and texts. The intervals
+    treat all items as independent; those of one model are not quite (nor are the two things of one
+    picture), so look at the seeds one by one too.
 
     Args:
         measured: By seed and arm (``base`` among them), what was measured.
         gallery: Pictures with answers, of the first seed.
         condition: The condition of the alignment data.
-        seconds: Time the demo took.
+        smoke: Whether this was a smoke run, whose figures mean nothing.
     """
     arms = [arm for arm in next(iter(measured.values())) if arm != "base"]
     base = [found["base"] for found in measured.values()]
     return {
         "schema_version": 1,
+        "smoke": smoke,
         "condition": condition,
         "seeds": list(measured),
         "arms": {
@@ -64,11 +67,15 @@ def assemble_results(
         | {"logit_lens": _mean_table(base, "text_logit_lens")},
         "gallery": gallery,
         "curves": {arm: measured[min(measured)][arm]["curve"] for arm in arms},
-        "seconds": seconds,
-        "versions": {
-            name: version(name) for name in ("tgalign", "torch", "transformers", "accelerate")
-        },
+        # Of the parts that are in this table; what was interrupted and made again is not counted.
+        "seconds": sum(it["seconds"] for found in measured.values() for it in found.values()),
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions that figures may depend on."""
+    return {name: version(name) for name in ("tgalign", "torch", "transformers", "accelerate")}
 
 
 def _arm(by_seed: dict[int, Found]) -> dict[str, Any]:
@@ -131,9 +138,11 @@ def table_rows(results: dict[str, Any]) -> list[list[list[str]]]:
 
 def title(results: dict[str, Any]) -> str:
     """What was run, in one line."""
+    warning = "SMOKE RUN, figures mean nothing: " if results["smoke"] else ""
     return (
-        f"condition {results['condition']}, seeds {', '.join(map(str, results['seeds']))}, "
-        f"{results['seconds']:.0f} s: rate [95 % Wilson interval] n"
+        f"{warning}condition {results['condition']}, "
+        f"seeds {', '.join(map(str, results['seeds']))}, {results['seconds']:.0f} s: "
+        "rate [95 % Wilson interval] n"
     )
 
 

@@ -43,7 +43,8 @@ class AlignmentTask(nn.Module):
         self.lvlm = lvlm
         self.objective = objective
         self.layers = parse_layers(objective.layers, text.num_hidden_layers)
-        self.register_buffer("center_LD", torch.zeros(len(self.layers), text.hidden_size))
+        center_LD = torch.zeros(len(self.layers), text.hidden_size, device=lvlm.device)
+        self.register_buffer("center_LD", center_LD)
         decoder = cast("nn.Module", lvlm.model.language_model)
         moves = any(weight.requires_grad for weight in decoder.parameters())
         # A frozen reference is needed only if the LLM moves. Kept in a tuple, it is no submodule:
@@ -158,7 +159,7 @@ class AlignmentTask(nn.Module):
             "use_cache": False,
         }
         if self._reference:
-            outputs = self._reference[0](**arguments)
+            outputs = self._reference[0].to(input_ids.device)(**arguments)
         else:
             training = self.lvlm.training
             self.lvlm.eval()

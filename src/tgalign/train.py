@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +19,7 @@ from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import Record, read_records, require_all_good
 from tgalign.errors import UserError
+from tgalign.files import is_free, read_json, write_text
 from tgalign.pooling import parse_layers
 from tgalign.task import AlignmentTask
 from tgalign.trainer import TGATrainer
@@ -36,10 +38,12 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
         The folder of the trained checkpoint.
 
     Raises:
-        UserError: Anything wrong with the checkpoint or a row of the data, before training, or
-            ``out`` holds a run with another config.
+        UserError: Anything wrong with the checkpoint or a row of the data, before training;
+            ``out`` holds something else; or there are several processes.
     """
     checkpoint = config.out / "checkpoint"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("training on several processes is not supported yet: start one")
     _claim(config)
     if not checkpoint.is_dir():
         _train_stages(config, checkpoint, progress_bar)
@@ -58,8 +62,16 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
     model, processor = load_llava(config.model)
     # Everything that a later stage would refuse is said before the first, which may take days.
     rows = [_stage_rows(model, processor, config, stage, records) for stage in config.stages]
+    try:
+        model.set_attn_implementation(config.attention)
+    except (ImportError, ValueError) as fault:
+        raise UserError(f"attention {config.attention!r} is not to be had here: {fault}") from None
+    if config.cache_vision and not isinstance(model.config.vision_feature_layer, int):
+        raise UserError(
+            f"cache_vision needs one vision feature layer, and {config.model} reads "
+            f"{model.config.vision_feature_layer}: set cache_vision to false"
+        )
     _write_config(config)
-    model.set_attn_implementation(config.attention)
     load_pixels = pixel_loader(processor)
     images = [record.image for record in records if record.image is not None]
     caching = (
@@ -108,13 +120,18 @@ def _stage_rows(
 def _claim(config: TrainConfig) -> None:
     """Make ``out``, or check that the run found there has the same config."""
     path = config.out / "config.json"
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != json.loads(config.model_dump_json()):
-            raise UserError(
-                f"{config.out} holds a run with another config: give another --out or remove it"
-            )
-        return
     try:
+        if path.is_file():
+            if read_json(path) != json.loads(config.model_dump_json()):
+                raise UserError(
+                    f"{config.out} holds a run with another config: name another folder as out, or "
+                    "remove it"
+                )
+            return
+        if not is_free(config.out):
+            raise UserError(
+                f"{config.out} is not empty and holds no training run: name another folder as out"
+            )
         config.out.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise UserError(f"cannot write to {config.out}: {fault}") from None
@@ -122,11 +139,8 @@ def _claim(config: TrainConfig) -> None:
 
 def _write_config(config: TrainConfig) -> None:
     """Write the config into ``out``: from here on it holds this run."""
-    path = config.out / "config.json"
-    beside = path.with_suffix(".incomplete")
     try:
-        beside.write_text(config.model_dump_json(indent=1), encoding="utf-8")
-        beside.replace(path)
+        write_text(config.out / "config.json", config.model_dump_json(indent=1))
     except OSError as fault:
         raise UserError(f"cannot write to {config.out}: {fault}") from None
 
@@ -196,8 +210,11 @@ def estimate_center(
     for start in range(0, len(captioned), 128):
         spans = [row.caption for row in captioned[start : start + 128] if row.caption]
         texts = collator.texts(spans)
+        device = task.center_LD.device  # an earlier stage may have moved the model there
         states_LBD = task.text_states(
-            texts["text_input_ids"], texts["text_attention_mask"], texts["text_span"]
+            texts["text_input_ids"].to(device),
+            texts["text_attention_mask"].to(device),
+            texts["text_span"].to(device),
         )
         total_LD += states_LBD.sum(dim=1)
     task.center_LD.copy_(total_LD / len(captioned))

@@ -3,7 +3,8 @@
 Departures from ``transformers.Trainer``, each for one reason:
 
 - losses are normalised by the learnt tokens and the captioned rows of the WHOLE optimizer step, so
-  that 1 × 8, 8 × 1 and 8 in one give the same step;
+  that 1 × 8, 8 × 1 and 8 in one give the same step (but for the form ``contrastive``, whose
+  negatives are the captions of one forward pass);
 - projector and LLM have their own learning rates;
 - every named loss and per-layer figure goes to ``metrics.jsonl``, which a resumed run continues;
 - intermediate state is written beside and renamed, so that a kill never leaves a broken one, and
@@ -30,6 +31,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from tgalign.config import StageConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord
+from tgalign.files import write_text
 from tgalign.task import AlignmentTask
 
 WEIGHTS = "trained.safetensors"
@@ -119,6 +121,7 @@ class TGATrainer(Trainer):
             return
         self._logged_step, self._logged_at = done, time.monotonic()
         self.train(resume_from_checkpoint=checkpoint)
+        self._write_metrics({})
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a group per part (projector, LLM), decay on matrices only."""
@@ -179,7 +182,12 @@ class TGATrainer(Trainer):
         Losses are sums over a step's batches, averaged over steps; per-layer figures are averaged
         over batches.
         """
-        if "loss" in logs and self._sums:
+        if "loss" in logs:
+            self._write_metrics({k: logs[k] for k in ("grad_norm", "learning_rate") if k in logs})
+        super().log(logs, start_time)
+
+    def _write_metrics(self, more: dict[str, float]) -> None:
+        if self._sums:
             steps = self.state.global_step - self._logged_step
             line: dict[str, Any] = {"step": self.state.global_step, "stage": self.stage.name}
             for name, total in self._sums.items():
@@ -190,12 +198,11 @@ class TGATrainer(Trainer):
             now = time.monotonic()
             line["step_seconds"] = (now - self._logged_at) / steps
             self._logged_step, self._logged_at = self.state.global_step, now
-            line |= {name: logs[name] for name in ("grad_norm", "learning_rate") if name in logs}
+            line |= more
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             self._sums.clear()
             self._counts.clear()
-        super().log(logs, start_time)
 
     def _keep_metrics_until(self, step: int) -> None:
         path = self.folder / "metrics.jsonl"
@@ -205,12 +212,13 @@ class TGATrainer(Trainer):
                 if not line.endswith("\n") or json.loads(line)["step"] > step:
                     break
                 kept.append(line)
-            path.write_text("".join(kept), encoding="utf-8")
+            write_text(path, "".join(kept))
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder / "incomplete")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._write_metrics({})  # a resumed run starts its sums after this step
         super()._save_checkpoint(model, trial)
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,8 +64,38 @@ def test_published_codes_control_trains_what_cross_entropy_trains(demo: Path) ->
     assert not arms["tga"]["same_weights_as_ce"]
 
 
+def test_no_picture_of_the_training_data_is_paired_with_a_refusal(demo: Path) -> None:
+    from tgalign.evaluate.refusal import judge
+
+    pictures = texts = 0
+    for seed in (0, 1):
+        for line in (demo / f"seed{seed}/data/records.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            answers = [m["content"] for m in record["messages"] if m["role"] == "assistant"]
+            if "image" in record:
+                pictures += 1
+                assert all(judge(text).label == "answered" for text in answers)
+            else:
+                texts += any(judge(text).label == "refused" for text in answers)
+    assert pictures == 120
+    assert texts > 0  # refusals are learnt, to texts
+
+
+def test_other_versions_or_settings_are_not_mixed_into_a_table(demo: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(demo, copied)
+    path = copied / "seed1/tga/measurement.json"
+    found = json.loads(path.read_text())
+    found["made_with"]["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(found))
+    done = run("demo", "--out", str(copied), "--seeds", "2", "--smoke")
+    assert done.returncode == 2
+    assert "seed1/tga/measurement.json was made with other settings" in done.stderr
+
+
 def test_report_and_pictures_are_there(demo: Path) -> None:
     page = (demo / "report.html").read_text()
+    assert "A smoke run, whose figures mean nothing" in page
     assert "data:image/png;base64" in page
     for entry in json.loads((demo / "results.json").read_text())["gallery"]:
         assert (demo / entry["image"]).is_file()

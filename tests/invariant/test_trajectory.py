@@ -261,7 +261,7 @@ def test_a_finished_run_is_not_trained_again(straight, settings, tmp_path, monke
 
 def test_another_config_is_refused_in_the_same_folder(settings, tmp_path):
     run(settings(tmp_path / "run", {"steps": 1}))
-    with pytest.raises(UserError, match=r"holds a run with another config.*give another --out"):
+    with pytest.raises(UserError, match=r"holds a run with another config.*name another folder"):
         run(settings(tmp_path / "run", {"steps": 2}))
 
 

@@ -199,10 +199,25 @@ def test_good_rows_are_read_as_they_are(read, root):
     assert (text.image, text.retrieved) == (None, None)
 
 
-def test_pictures_are_not_opened_if_not_asked(read, monkeypatch):
-    monkeypatch.setattr(module, "check_image", lambda path: pytest.fail("opened"))
-    records, problems = read({"image": "none.png"}, {"image": "text.png"}, open_images=False)
-    assert (len(records), problems) == (2, [])
+def test_a_misspelt_or_foreign_key_is_a_problem(read):
+    records, problems = read(
+        {"image": "good.png", "captoin": "a cat"},
+        {"image": "good.png", "conversations": [{"from": "human", "value": "what ?"}]},
+        {"id": 7, "image": "good.png"},
+    )
+    assert [record.row for record in records] == [3]
+    assert [problem.row for problem in problems] == [1, 2]
+    assert "captoin" in problems[0].reason
+    assert "conversations" in problems[1].reason
+    assert "caption" in problems[0].reason
+
+
+def test_a_row_that_is_not_utf8_is_a_problem(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"messages": [{"role": "user", "content": "caf\xe9 ?"}]}\n')
+    records, problems = module.read_records(path, tmp_path)
+    assert records == []
+    assert "UTF-8" in problems[0].reason
 
 
 def test_a_picture_at_the_limit_of_pixels_is_opened(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgalign.evaluate.statistics import Rate, mean_and_range, wilson
+from tgalign.evaluate.statistics import Rate, wilson
 
 Z_95 = 1.959963984540054
 
@@ -108,10 +108,3 @@ def test_rate_prints_and_serialises() -> None:
 def test_scipy_waits_until_it_is_needed() -> None:
     code = "import sys, tgalign.evaluate.statistics; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_mean_and_range() -> None:
-    assert mean_and_range([0.5, 0.25, 0.75]) == {"mean": 0.5, "min": 0.25, "max": 0.75, "n": 3}
-    assert mean_and_range([0.1] * 10)["mean"] == 0.1
-    with pytest.raises(ValueError, match="at least one"):
-        mean_and_range([])

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 IGNORE_INDEX = -100
 RETRIEVED_PROMPT = "Retrieved Text: {text}"
-"""How R stands before the image (released code, ``preprocess_llama_2``)."""
+"""How R stands before the image: the released code's wording (``preprocess_llama_2``), whose final
+``. `` is left out, as R ends its own sentence."""
 
 
 @dataclass(frozen=True)

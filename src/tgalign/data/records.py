@@ -7,7 +7,10 @@ optional:
 - ``messages``: turns ``{"role": "user" | "assistant", "content": str}`` (TRL's format). The image
   stands before the first user turn. Without an assistant turn nothing is learnt by cross-entropy;
 - ``caption``: the text C the image's states are aligned to; absent rows take no part in the guide;
-- ``retrieved``: ``[{"text", "score", "id"}]``, best first; the first is R.
+- ``retrieved``: ``[{"text", "score", "id"}]``, best first; the first is R;
+- ``id``: anything, not read.
+
+Another key is a fault: a misspelt ``caption`` must not pass for a row without one.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 from tgalign.errors import UserError
 
 IMAGE_TOKEN = "<image>"
+KEYS = frozenset(("id", "image", "caption", "retrieved", "messages"))
 DEFAULT_QUESTION = "Describe this image."
 MAX_PIXELS = 64_000_000
 """A larger picture is refused unread, as a decompression bomb."""
@@ -57,15 +61,12 @@ class Problem:
         return f"{self.file}:{self.row}: {self.reason}"
 
 
-def read_records(
-    path: Path, image_root: Path, *, open_images: bool = True
-) -> tuple[list[Record], list[Problem]]:
-    """Read a JSONL file of records.
+def read_records(path: Path, image_root: Path) -> tuple[list[Record], list[Problem]]:
+    """Read a JSONL file of records, opening every picture to check that it decodes.
 
     Args:
         path: The file.
         image_root: The folder that image paths are relative to and may not leave.
-        open_images: Also open every picture and check that it decodes.
 
     Returns:
         The good records, and a problem for every row that is not one.
@@ -79,13 +80,13 @@ def read_records(
         raise UserError(f"no image root at {image_root}: expected the folder that holds the images")
     records: list[Record] = []
     problems: list[Problem] = []
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with path.open("rb") as lines:
         for row, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 record = _parse(line, row, image_root.resolve())
-                if open_images and record.image is not None:
+                if record.image is not None:
                     check_image(record.image)
                 records.append(record)
             except ValueError as fault:
@@ -137,13 +138,18 @@ def check_image(path: Path) -> None:
         raise ValueError(f"image {path} has {width}×{height} pixels, more than {MAX_PIXELS:,}")
 
 
-def _parse(line: str, row: int, image_root: Path) -> Record:
+def _parse(line: bytes, row: int, image_root: Path) -> Record:
     try:
-        data = json.loads(line)
+        data = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as fault:
+        raise ValueError(f"not UTF-8 ({fault})") from None
     except (json.JSONDecodeError, RecursionError) as fault:
         raise ValueError(f"not valid JSON ({fault})") from None
     if not isinstance(data, dict):
         raise ValueError(f"expected a JSON object, got {type(data).__name__}")
+    unknown = sorted(data.keys() - KEYS)
+    if unknown:
+        raise ValueError(f"unknown key(s) {', '.join(unknown)}; known: {', '.join(sorted(KEYS))}")
     image = data.get("image")
     if image is not None:
         image = _inside(image_root, image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,6 @@ def answer(
     *,
     batch_size: int = 64,
     max_new_tokens: int = 32,
-    on_batch: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Answer prompts through the checkpoint's own chat template, greedily.
 
@@ -38,7 +37,6 @@ def answer(
         prompts: The prompts; those with and without a picture may be mixed.
         batch_size: Prompts per batch.
         max_new_tokens: Length at which an answer is cut.
-        on_batch: Called with the number of prompts of each finished batch.
 
     Returns:
         The answers without special tokens, in the order of the prompts.
@@ -68,8 +66,6 @@ def answer(
             batch, processor.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True
         ):
             answers[i] = text.strip()
-        if on_batch:
-            on_batch(len(batch))
     return answers
 
 

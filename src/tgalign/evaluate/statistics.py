@@ -1,7 +1,6 @@
-"""Rates with confidence intervals, and figures over several seeds."""
+"""Rates with confidence intervals."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -59,15 +58,3 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Rate:
     interval = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
     # Rounding can put an end of the interval a hair beyond the rate when all or none succeed.
     return Rate(rate, min(float(interval.low), rate), max(float(interval.high), rate), n)
-
-
-def mean_and_range(values: Sequence[float]) -> dict[str, float | int]:
-    """Mean, min, max and n of per-seed figures: a few seeds carry no interval worth printing.
-
-    Raises:
-        ValueError: if there are no values.
-    """
-    if not values:
-        raise ValueError("mean_and_range needs at least one value, got none")
-    mean = math.fsum(values) / len(values)
-    return {"mean": mean, "min": min(values), "max": max(values), "n": len(values)}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from tgalign.errors import UserError
+from tgalign.files import read_json
 
 ASSETS = Path(__file__).parent / "assets"
 LLM, CLIP = "llm", "clip"
@@ -39,15 +39,15 @@ def check_assets(folder: Path = ASSETS) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     if not path.is_file():
-        raise UserError(f"no lab models at {folder}: reinstall tgalign or run `tgalign lab build`")
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        raise UserError(f"no lab models at {folder}: reinstall tgalign")
+    manifest: dict[str, Any] = read_json(path)
     found = file_hashes(folder)
     said = manifest["files"]
     wrong = sorted(name for name in said.keys() | found.keys() if said.get(name) != found.get(name))
     if wrong:
         raise UserError(
             f"the lab models at {folder} differ from their manifest in {', '.join(wrong)}: "
-            "reinstall tgalign or run `tgalign lab build`"
+            "reinstall tgalign"
         )
     return manifest
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tgalign.errors import UserError
+from tgalign.files import INCOMPLETE, is_free, read_json, write_json
 from tgalign.lab.assets import ASSETS, CLIP, LLM, check_assets, file_hashes, lab_llava, load_models
 from tgalign.lab.gates import GateReport, check_gates
+
+MARK = "lab.json"
+"""Says of a folder that a build of ours may replace what is in it."""
 
 SAME_WITHIN = 0.02
 """Two builds behave the same if every gate's rate differs by no more than this."""
@@ -22,7 +25,7 @@ def build_lab(out: Path, seed: int, command: str) -> GateReport:
     A finished model is kept in ``out``, so that a build that was killed goes on after it.
 
     Args:
-        out: Folder for the models; a folder with a finished build of the same seed is replaced.
+        out: Folder for the models: new, empty, or that of an earlier build.
         seed: Seed of everything.
         command: What the user typed, for the manifest.
 
@@ -30,15 +33,17 @@ def build_lab(out: Path, seed: int, command: str) -> GateReport:
         The gates' report.
 
     Raises:
-        UserError: ``out`` cannot be written, or a gate is not passed (the models are kept, but no
-            manifest is written).
+        UserError: ``out`` cannot be written or holds something else, or a gate is not passed (the
+            models are kept, but no manifest is written).
     """
     from tgalign.lab.base_clip import STEPS, image_processor, train_clip
     from tgalign.lab.base_llm import CLEAN_STEPS, MESSY_STEPS, train_llm
     from tgalign.lab.tokenizer import build_tokenizer
 
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        if not is_free(out) and not (out / MARK).is_file():
+            raise UserError(f"{out} is not empty and holds no lab build: give another --out")
+        write_json(out / MARK, {"schema_version": 1})
     except OSError as fault:
         raise UserError(f"cannot write to {out}: {fault}") from None
     (out / "manifest.json").unlink(missing_ok=True)
@@ -71,10 +76,7 @@ def build_lab(out: Path, seed: int, command: str) -> GateReport:
         "files": file_hashes(out),
         **report.as_dict(),
     }
-    text = json.dumps(manifest, indent=1) + "\n"
-    beside = out / "manifest.json.incomplete"
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(out / "manifest.json")
+    write_json(out / "manifest.json", manifest)
     return report
 
 
@@ -112,7 +114,7 @@ def _train_part(
     )
 
     done = folder / "seed.json"
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == {"seed": seed}:
+    if done.is_file() and read_json(done) == {"seed": seed}:
         return
     columns = (
         TextColumn("{task.description}"),
@@ -128,11 +130,11 @@ def _train_part(
             progress.update(bar, completed=step, loss=loss)
             trained = model
     assert trained is not None
-    beside = folder.with_name(folder.name + ".incomplete")
+    beside = folder.with_name(folder.name + INCOMPLETE)
     shutil.rmtree(beside, ignore_errors=True)
     trained.to(torch.float16).save_pretrained(beside)
     save_beside(beside)
-    (beside / "seed.json").write_text(json.dumps({"seed": seed}), encoding="utf-8")
+    write_json(beside / "seed.json", {"seed": seed})
     shutil.rmtree(folder, ignore_errors=True)
     beside.replace(folder)
 

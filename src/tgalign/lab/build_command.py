@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tgalign.errors import UserError
+from tgalign.lab.assets import check_assets
 from tgalign.lab.build import build_lab, check_shipped, differences
 from tgalign.lab.gates import GATES, GateReport
 
@@ -16,31 +17,37 @@ from tgalign.lab.gates import GATES, GateReport
 def run_build(out: Path | None, seed: int, *, check: bool, gates_only: bool) -> int:
     """Build, check or only measure, and print the gates and the logit lens.
 
+    Args:
+        out: Folder for a build; None with ``check`` and ``gates_only``.
+        seed: Seed of a build; a check takes the shipped models' own.
+        check: Rebuild in a temporary folder and compare with the shipped models.
+        gates_only: Only measure the shipped models.
+
     Returns:
         0, or 1 if the shipped models miss a gate or a rebuild behaves differently.
 
     Raises:
-        UserError: A build without ``check`` has nowhere to go.
+        UserError: Not exactly one of the three is asked for.
     """
-    if out is None and not check and not gates_only:
+    if (out is not None) + check + gates_only != 1:
         raise UserError(
-            "a build takes about half an hour: say with --out where to keep the models, or give "
-            "--check to compare a rebuild with the shipped ones, or --gates to measure only these"
+            "give one of --out FOLDER (build), --check (rebuild and compare with the shipped "
+            "models) and --gates (only measure these)"
         )
     console = Console()
-    shipped = None
-    if check or gates_only:
-        shipped = check_shipped()
-        print_report(console, "shipped models", shipped)
-        if gates_only:
-            return 1 if shipped.failed else 0
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = out or Path(temporary)
-        report = build_lab(folder, seed, f"tgalign lab build --seed {seed}")
-        print_report(console, f"models rebuilt from seed {seed}", report)
-    if shipped is None:
+    if out is not None:
+        report = build_lab(out, seed, f"tgalign lab build --out OUT --seed {seed}")
+        print_report(console, f"models built from seed {seed}", report)
         return 0
-    differ = differences(shipped, report)
+    shipped = check_shipped()
+    print_report(console, "shipped models", shipped)
+    if gates_only:
+        return 1 if shipped.failed else 0
+    seed = check_assets()["seed"]
+    with tempfile.TemporaryDirectory() as folder:
+        rebuilt = build_lab(Path(folder), seed, "tgalign lab build --check")
+    print_report(console, f"models rebuilt from seed {seed}", rebuilt)
+    differ = differences(shipped, rebuilt)
     if differ:
         console.print(f"[red]The rebuilt models behave differently in: {', '.join(differ)}")
         return 1

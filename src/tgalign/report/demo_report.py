@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tgalign.errors import UserError
+from tgalign.files import write_text
 from tgalign.report import verdict
 from tgalign.report.plots import draw_plots
 
@@ -52,9 +53,7 @@ def write_demo_report(results: dict[str, Any], folder: Path) -> Path:
     page = render(results, folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    beside = folder / "report.html.part"
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
+    write_text(path, page)
     return path
 
 
@@ -89,6 +88,7 @@ def render(results: Mapping[str, Any], folder: Path) -> str:
     source = resources.files("tgalign.report").joinpath("demo.html.jinja")
     template = environment.from_string(source.read_text(encoding="utf-8"))
     return template.render(
+        smoke=bool(results.get("smoke")),
         headline=verdict.headline(arms),
         sentences=verdict.sentences(arms, base),
         compared=compared,

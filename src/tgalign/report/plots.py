@@ -172,7 +172,7 @@ def _curves(curves: Mapping[str, Any], looks: Mapping[str, svg.Look]) -> Plot:
     titles = {
         "ce": "Cross-entropy",
         "guide": "Guide loss",
-        "caption_retrieval": "Own caption is the nearest, mean over layers",
+        "caption_retrieval": "Own caption is the nearest, mean over aligned states",
     }
     panels = [
         draw_lines(
@@ -186,7 +186,8 @@ def _curves(curves: Mapping[str, Any], looks: Mapping[str, svg.Look]) -> Plot:
         "Training",
         "Losses as logged, one run per arm; vertical lines mark where a stage begins. Guide losses "
         "of different forms have different scales: compare their course, not their height. The "
-        "share of nearest captions is among those of a training batch.",
+        "share of nearest captions is among those of a training batch, over the states that the arm "
+        "aligns; an arm without a guide has none.",
         [panel for panel in panels if panel.svg is not None],
         _keys("curves", shown),
     )

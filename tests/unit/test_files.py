@@ -1,0 +1,34 @@
+import pytest
+
+from tgalign.errors import UserError
+from tgalign.files import is_free, read_json, write_json, write_text
+
+
+def test_written_json_reads_back_and_leaves_nothing_beside(tmp_path):
+    write_json(tmp_path / "new" / "a.json", {"b": [1, None]})
+    assert read_json(tmp_path / "new" / "a.json") == {"b": [1, None]}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    write_text(tmp_path / "a", "old")
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.json is damaged"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_folder_is_free_without_what_others_put_there(tmp_path):
+    assert is_free(tmp_path / "missing")
+    assert is_free(tmp_path)
+    (tmp_path / "x.json.incomplete").touch()
+    assert is_free(tmp_path)
+    (tmp_path / "x.json").touch()
+    assert not is_free(tmp_path)
