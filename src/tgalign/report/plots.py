@@ -186,7 +186,7 @@ def _curves(curves: Mapping[str, Any], looks: Mapping[str, svg.Look]) -> Plot:
         "Training",
         "Losses as logged, one run per arm; vertical lines mark where a stage begins. Guide losses "
         "of different forms have different scales: compare their course, not their height. The "
-        "share of nearest captions is among those of a training batch, over the states that the arm "
+        "share of nearest captions is among those of a training batch, over the states an arm "
         "aligns; an arm without a guide has none.",
         [panel for panel in panels if panel.svg is not None],
         _keys("curves", shown),
