@@ -84,7 +84,7 @@ def read(root, tmp_path_factory):
 BAD = {
     "cut JSON": ('{"image": "good.png"', "not valid JSON"),
     "no JSON": ("hello", "not valid JSON"),
-    "bytes": (b"\xff\xfe\x00", "not valid JSON"),
+    "bytes": (b"\xff\xfe\x00", "not UTF-8"),
     "deep JSON": ("[" * 100_000, "not valid JSON"),
     "a huge number": ('{"image": ' + "1" * 10_000 + "}", ""),
     "a list": ([GOOD], "expected a JSON object, got list"),
@@ -183,7 +183,7 @@ def test_good_rows_are_read_as_they_are(read, root):
         {"image": "folder/../good.png", "caption": None, "retrieved": None, "messages": None},
         "",
         "  \t",
-        {**GOOD, "more": "is ignored", "retrieved": [{"text": None}]},
+        {**GOOD, "id": {"is": "ignored"}, "retrieved": [{"text": None}]},
     )
     assert not problems
     assert [record.row for record in records] == [1, 2, 3, 4, 7]

@@ -91,7 +91,7 @@ def differences(first: GateReport, second: GateReport) -> list[str]:
     return [
         name
         for name, rate in first.rates.items()
-        if abs(rate.rate - second.rates[name].rate) > SAME_WITHIN
+        if round(abs(rate.rate - second.rates[name].rate), 6) > SAME_WITHIN
     ]
 
 
