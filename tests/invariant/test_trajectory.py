@@ -239,8 +239,8 @@ def test_logging_more_rarely_logs_the_mean(straight, settings, tmp_path):
     _, lines = run(settings(tmp_path / "run", *TWO_STAGES, logging_steps=3))
     each = {(line["stage"], line["step"]): line for line in straight[1]}
     assert [(line["stage"], line["step"]) for line in lines] == [
-        ("stage1", 3), ("stage1", 6), ("stage2", 3), ("stage2", 6), ("stage2", 7),
-    ]  # fmt: skip
+        (stage, step) for stage in ("stage1", "stage2") for step in (3, 6, 7)
+    ]
     for line in lines:
         meant = 1 if line["step"] == 7 else 3  # the last step is logged whatever its number
         steps = [each[line["stage"], line["step"] - back] for back in range(meant)]
