@@ -11,8 +11,8 @@ from tgalign.evaluate.refusal import judge
 from tgalign.lab import alignment_data as module
 from tgalign.lab.alignment_data import DataSize, build_alignment_data
 from tgalign.lab.base_clip import new_clip
-from tgalign.lab.language import REFUSALS
 from tgalign.lab.objects import toxic_things
+from tgalign.lab.phrasings import REFUSALS
 
 CONDITIONS = ("absent", "guided", "captioned")
 SIZE = DataSize(pictures=60, toxic_share=0.25, texts=40, corpus=120)

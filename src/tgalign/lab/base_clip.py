@@ -14,6 +14,7 @@ from torch import Tensor
 from tgalign.lab.language import scene_caption
 from tgalign.lab.objects import benign_things, toxic_things
 from tgalign.lab.pictures import SIZE, draw, sample_scene
+from tgalign.retrieval.exact import text_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,17 +86,6 @@ def to_pixels(pictures: list[Image]) -> Tensor:
     return (stacked.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
 
 
-def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> dict[str, Tensor]:
-    """Texts as the CLIP text tower reads them: ``<bos> … <eos>``, right-padded."""
-    batch = tokenizer(
-        [f"<bos> {text} <eos>" for text in texts],
-        add_special_tokens=False,
-        padding=True,
-        return_tensors="pt",
-    )
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-
-
 def train_clip(
     tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> Iterator[tuple[int, float, CLIPModel]]:
@@ -126,7 +116,7 @@ def train_clip(
     for step in range(STEPS):
         scenes = [sample_scene(pool, rng) for _ in range(BATCH_SIZE)]
         pixels = to_pixels([draw(scene, rng, ordered=False) for scene in scenes])
-        texts = encode_texts([scene_caption(scene, rng) for scene in scenes], tokenizer)
+        texts = text_inputs(tokenizer, [scene_caption(scene, rng) for scene in scenes])
         shown_BK = torch.zeros(BATCH_SIZE, len(pool))
         for row, scene in enumerate(scenes):
             shown_BK[row, [index[thing] for thing in scene.things]] = 1

@@ -35,6 +35,13 @@ def encode_pictures(clip: Any, pixels: Tensor, *, batch_size: int = 256) -> Tens
     return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
 
 
+def text_inputs(tokenizer: Any, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Texts as a CLIP text tower reads them: BOS … EOS, padded; ids and attention mask."""
+    wrapped = [f"{tokenizer.bos_token} {text} {tokenizer.eos_token}" for text in texts]
+    batch = tokenizer(wrapped, add_special_tokens=False, padding=True, return_tensors="pt")
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+
 @torch.no_grad()
 def encode_texts(
     clip: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: int = 512
@@ -42,15 +49,8 @@ def encode_texts(
     """Unit embeddings (N, D) of texts, each wrapped in the tokenizer's BOS and EOS."""
     parts = []
     for start in range(0, len(texts), batch_size):
-        wrapped = [
-            f"{tokenizer.bos_token} {text} {tokenizer.eos_token}"
-            for text in texts[start : start + batch_size]
-        ]
-        batch = tokenizer(wrapped, add_special_tokens=False, padding=True, return_tensors="pt")
-        features = clip.get_text_features(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        )
-        parts.append(features.pooler_output)
+        inputs = text_inputs(tokenizer, texts[start : start + batch_size])
+        parts.append(clip.get_text_features(**inputs).pooler_output)
     return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
 
 
