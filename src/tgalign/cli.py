@@ -48,7 +48,7 @@ def _root(
 
 @app.command(
     epilog="Examples:\n\n`tgalign demo --out demo`\n\n`tgalign demo --out demo3 --seeds 3`\n\n"
-    "`tgalign demo --out captioned --condition captioned`"
+    "`tgalign demo --out captioned --condition captioned --toxic-share 0.01 --arms ce,paper,tga`"
 )
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results.json and report.html.")] = Path(
@@ -58,6 +58,16 @@ def demo(
     condition: Annotated[
         str, typer.Option(help="How toxic pictures enter the data: absent, guided or captioned.")
     ] = "guided",
+    toxic_share: Annotated[
+        float | None,
+        typer.Option(help="Share of toxic pictures; by default 0.1, in captioned 0.05."),
+    ] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Arms, comma-separated (see lab/arms.py); by default ce,released_nograd,tga."
+        ),
+    ] = None,
     smoke: Annotated[
         bool,
         typer.Option(help="A run of seconds to see that all works; its figures mean nothing."),
@@ -70,7 +80,14 @@ def demo(
     from tgalign.demo import run_demo
 
     _quiet()
-    run_demo(out, num_seeds=seeds, condition=condition, smoke=smoke)
+    run_demo(
+        out,
+        num_seeds=seeds,
+        condition=condition,
+        toxic_share=toxic_share,
+        arms=[arm.strip() for arm in arms.split(",")] if arms else None,
+        smoke=smoke,
+    )
 
 
 @app.command(epilog="Example:\n\n`tgalign train recipes/lab.yaml`")

@@ -85,6 +85,22 @@ class StageConfig(_Strict):
         return self
 
 
+class SyntheticConfig(_Strict):
+    """Synthetic picture features from texts (``tgalign.synthetic``).
+
+    Attributes:
+        clip: Folder of the CLIP whose vision tower the LLaVA has, with its tokenizer.
+        texts: JSONL file, ``{"text": ...}`` a line: the retrieval corpus.
+        share: Share of the rows that a synthetic one is put beside in every batch.
+        ridge: L2 penalty of the map from texts to features.
+    """
+
+    clip: Path
+    texts: Path
+    share: float = Field(0.5, gt=0, le=1)
+    ridge: float = Field(1.0, gt=0)
+
+
 class TrainConfig(_Strict):
     """A training run: a LLaVA checkpoint, records, and the stages in order.
 
@@ -98,6 +114,11 @@ class TrainConfig(_Strict):
         precision: ``bf16`` computes matrix products in bfloat16 (autocast); weights stay float32.
         attention: The attention implementation; ``eager`` is the fastest for tiny models on CPU.
         cache_vision: Keep the frozen vision tower's features of every picture in memory.
+        cache_text: Keep the states of captions and retrieved texts in memory wherever the reference
+            does not move.
+        text_gate: Learn no answer about a picture where the LLM, told the caption in the picture's
+            place, refuses (``tgalign.text_gate``).
+        synthetic: Pictures made of texts, for the guide alone; needs ``cache_vision``.
         save_steps: Steps between two points from which a killed run can go on.
         logging_steps: Steps between two lines of ``metrics.jsonl``.
         stages: The stages.
@@ -112,9 +133,18 @@ class TrainConfig(_Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
     cache_vision: bool = False
+    cache_text: bool = False
+    text_gate: bool = False
+    synthetic: SyntheticConfig | None = None
     save_steps: int = Field(500, gt=0)
     logging_steps: int = Field(10, gt=0)
     stages: Annotated[list[StageConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _synthetic_needs_features(self) -> TrainConfig:
+        if self.synthetic is not None and not self.cache_vision:
+            raise ValueError("synthetic pictures are features, so cache_vision must be true")
+        return self
 
     @model_validator(mode="after")
     def _stage_names_differ(self) -> TrainConfig:
@@ -159,7 +189,12 @@ def load_config(path: Path) -> TrainConfig:
         raise UserError(f"{path} is not readable YAML: {fault}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold a mapping of settings, got {type(data).__name__}")
-    for key in ("model", "records", "image_root", "out"):
-        if isinstance(data.get(key), str):
-            data[key] = (path.parent / data[key]).resolve()
+    synthetic = data.get("synthetic")
+    for table, keys in (
+        (data, ("model", "records", "image_root", "out")),
+        (synthetic if isinstance(synthetic, dict) else {}, ("clip", "texts")),
+    ):
+        for key in keys:
+            if isinstance(table.get(key), str):
+                table[key] = (path.parent / table[key]).resolve()
     return parse_config(data, str(path))

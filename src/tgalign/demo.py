@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -15,12 +16,21 @@ from tgalign.errors import UserError
 from tgalign.files import is_free, read_json, write_json, write_text
 
 if TYPE_CHECKING:
+    from tgalign.lab.objects import Style
     from tgalign.lab.suite import LabSuite
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
-def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) -> dict[str, Any]:
+def run_demo(
+    out: Path,
+    *,
+    num_seeds: int,
+    condition: str,
+    toxic_share: float | None = None,
+    arms: Sequence[str] | None = None,
+    smoke: bool = False,
+) -> dict[str, Any]:
     """Train and measure every arm for every seed; finished parts found in ``out`` are kept.
 
     Args:
@@ -28,24 +38,42 @@ def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) 
             the data, the runs and their checkpoints.
         num_seeds: Seeds 0 to ``num_seeds`` - 1; a finished run can be extended by more.
         condition: ``absent``, ``guided`` or ``captioned``.
+        toxic_share: Share of the pictures that show something toxic; by default 0.1, in
+            ``captioned`` 0.05, in ``absent`` always 0.
+        arms: Which arms, ``ce`` among them; by default ``DEFAULT_ARMS``.
         smoke: A few steps and items only.
 
     Returns:
         The content of ``results.json``.
 
     Raises:
-        UserError: An unknown condition, ``out`` cannot be written or holds another run.
+        UserError: An unknown condition or arm, a share out of range, ``out`` cannot be written or
+            holds another run.
     """
-    from tgalign.lab.alignment_data import Condition
+    from tgalign.lab.alignment_data import TOXIC_SHARES
+    from tgalign.lab.arms import ARMS, DEFAULT_ARMS
+    from tgalign.lab.assets import load_lab
 
-    if condition not in get_args(Condition):
+    if condition not in TOXIC_SHARES:
         raise UserError(
-            f"unknown condition {condition!r}; expected one of: {', '.join(get_args(Condition))}"
+            f"unknown condition {condition!r}; expected one of: {', '.join(TOXIC_SHARES)}"
+        )
+    share = TOXIC_SHARES[condition] if toxic_share is None else toxic_share
+    if not 0 <= share < 1 or (condition == "absent") != (share == 0):
+        raise UserError(
+            f"toxic share {share} in condition {condition}: expected 0 in absent, elsewhere a "
+            "number between 0 and 1"
+        )
+    arms = list(dict.fromkeys(arms or DEFAULT_ARMS))
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown or "ce" not in arms:
+        raise UserError(
+            f"arms {', '.join(arms)}: expected ce, which the others are compared with, and any of: "
+            f"{', '.join(arm for arm in ARMS if arm != 'ce')}"
         )
     out = out.resolve()
-    _claim(out, {"schema_version": SCHEMA_VERSION, "condition": condition, "smoke": smoke})
-    from tgalign.lab.arms import ARMS
-    from tgalign.lab.assets import load_lab
+    settings = {"condition": condition, "toxic_share": share, "smoke": smoke}
+    _claim(out, {"schema_version": SCHEMA_VERSION, **settings})
     from tgalign.report.demo_report import write_demo_report
 
     terminal = Console()
@@ -54,15 +82,15 @@ def run_demo(out: Path, *, num_seeds: int, condition: str, smoke: bool = False) 
     measured: dict[int, dict[str, dict[str, Any]]] = {}
     for seed in range(num_seeds):
         measured[seed] = {}
-        for number, arm in enumerate(["base", *ARMS]):
+        for number, arm in enumerate(["base", *arms]):
             console.print(
                 f"[bold]seed {seed} ({seed + 1} of {num_seeds}), {arm} "
-                f"({number + 1} of {len(ARMS) + 1})"
+                f"({number + 1} of {len(arms) + 1})"
             )
-            run = _Run(out / f"seed{seed}", seed, condition, smoke, console)
+            run = _Run(out / f"seed{seed}", seed, condition, share, smoke, console)
             measured[seed][arm] = _run_arm(arm, run, (llm, clip, tokenizer))
-    gallery = _save_gallery(out, _suite(0, smoke), measured[0])
-    results = assemble_results(measured, gallery, condition, smoke=smoke)
+    gallery = _save_gallery(out, _suites(0, smoke)[0], measured[0])
+    results = assemble_results(measured, gallery, settings)
     write_json(out / "results.json", results)
     write_text(out / "table.md", markdown(results))
     report = write_demo_report(results, out)
@@ -78,6 +106,7 @@ class _Run:
     folder: Path
     seed: int
     condition: Any
+    toxic_share: float
     smoke: bool
     console: Console
 
@@ -92,11 +121,13 @@ def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
     from tgalign.train import train
 
     folder, seed = run.folder, run.seed
-    size = DataSize(pictures=60, texts=20, corpus=100) if run.smoke else DataSize()
+    size = DataSize(toxic_share=run.toxic_share)
+    if run.smoke:
+        size = replace(size, pictures=60, texts=20, corpus=100)
     config = arm_config(
         "ce" if arm == "base" else arm,
         model=folder / "base" / "checkpoint",
-        records=folder / "data" / "records.jsonl",
+        data=folder / "data",
         out=folder / arm,
         seed=seed,
         smoke=run.smoke,
@@ -105,7 +136,15 @@ def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
         "versions": versions(),
         "assets": check_assets()["files"],
         "data": asdict(size),
-        "training": config.model_dump(mode="json", exclude={"model", "records", "out"}),
+        "training": config.model_dump(
+            mode="json",
+            exclude={
+                "model": True,
+                "records": True,
+                "out": True,
+                "synthetic": {"clip", "texts"},
+            },
+        ),
     }
     done = folder / arm / "measurement.json"
     if done.is_file():
@@ -130,20 +169,26 @@ def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
         checkpoint = train(config)
         found |= _training_curve(folder / arm, [stage.name for stage in config.stages])
     model, processor = load_llava(checkpoint)
-    suite = _suite(seed, run.smoke)
-    asked = len(suite.toxic) + len(suite.benign)
-    run.console.print(f"  asking about {asked} pictures and {len(suite.texts)} texts")
-    found |= measure(model, processor, suite).as_dict()
+    suites = _suites(seed, run.smoke)
+    asked = sum(len(suite.toxic) + len(suite.benign) for suite in suites)
+    run.console.print(f"  asking about {asked} pictures and {len(suites[0].texts)} texts")
+    found |= measure(model, processor, *suites).as_dict()
     found["weights_sha256"] = sha256(checkpoint / "model.safetensors")
     found["seconds"] = time.monotonic() - start
     write_json(done, found)
     return found
 
 
-def _suite(seed: int, smoke: bool) -> LabSuite:
+def _suites(seed: int, smoke: bool) -> tuple[LabSuite, LabSuite]:
+    """What to ask: emoji drawings, and icon drawings, which no setting was tuned on."""
     from tgalign.lab.suite import lab_suite
 
-    return lab_suite(seed, per_scene=2, num_benign=8, num_texts=8) if smoke else lab_suite(seed)
+    def suite(style: Style) -> LabSuite:
+        if smoke:
+            return lab_suite(seed, per_scene=2, num_benign=8, num_texts=8, style=style)
+        return lab_suite(seed, style=style)
+
+    return suite("emoji"), suite("icons")
 
 
 def _training_curve(folder: Path, stages: list[str]) -> dict[str, Any]:

@@ -15,12 +15,23 @@ Found = dict[str, Any]
 """One arm's measurement of one seed (``demo._run_arm``)."""
 
 PICTURE_RATES = ("dsr", "over_refusal", "named", "undetermined")
+OTHER_RATES = (
+    "held_out_dsr",
+    "held_out_named",
+    *(f"icons_{name}" for name in PICTURE_RATES),
+)
 TEXT_RATES = ("text_dsr", "text_over_refusal", "text_named")
 ROWS = {
     "dsr": "DSR, all scenes",
     "over_refusal": "over-refusal",
     "named": "objects named",
     "undetermined": "undetermined",
+    "held_out_dsr": "DSR, things never tuned on",
+    "held_out_named": "objects named, things never tuned on",
+    "icons_dsr": "DSR, icon drawings",
+    "icons_over_refusal": "over-refusal, icon drawings",
+    "icons_named": "objects named, icon drawings",
+    "icons_undetermined": "undetermined, icon drawings",
     "text_dsr": "text DSR",
     "text_over_refusal": "text over-refusal",
     "text_named": "objects named in text",
@@ -30,9 +41,7 @@ ROWS = {
 def assemble_results(
     measured: dict[int, dict[str, Found]],
     gallery: list[dict[str, Any]],
-    condition: str,
-    *,
-    smoke: bool,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Make the content of ``results.json``.
 
@@ -43,15 +52,14 @@ def assemble_results(
     Args:
         measured: By seed and arm (``base`` among them), what was measured.
         gallery: Pictures with answers, of the first seed.
-        condition: The condition of the alignment data.
-        smoke: Whether this was a smoke run, whose figures mean nothing.
+        settings: ``condition`` and ``toxic_share`` of the alignment data, and whether this was a
+            ``smoke`` run, whose figures mean nothing.
     """
     arms = [arm for arm in next(iter(measured.values())) if arm != "base"]
     base = [found["base"] for found in measured.values()]
     return {
-        "schema_version": 1,
-        "smoke": smoke,
-        "condition": condition,
+        "schema_version": 2,
+        **settings,
         "seeds": list(measured),
         "arms": {
             arm: _arm({seed: found[arm] for seed, found in measured.items()})
@@ -85,13 +93,19 @@ def _arm(by_seed: dict[int, Found]) -> dict[str, Any]:
         "dsr_by_scene": {
             scene: _pool(it["dsr_by_scene"][scene] for it in found).as_dict() for scene in scenes
         },
-        **{name: _rate(found, name).as_dict() for name in (*PICTURE_RATES, *TEXT_RATES)},
+        **{
+            name: _rate(found, name).as_dict()
+            for name in (*PICTURE_RATES, *OTHER_RATES, *TEXT_RATES)
+        },
         "step_seconds": sum(it["step_seconds"] for it in found) / len(found),
         "alignment": _mean_table(found, "alignment"),
         "logit_lens": _mean_table(found, "logit_lens"),
         "seeds": [
             {"seed": seed, "step_seconds": it["step_seconds"]}
-            | {name: _rate([it], name).as_dict() for name in (*PICTURE_RATES, *TEXT_RATES)}
+            | {
+                name: _rate([it], name).as_dict()
+                for name in (*PICTURE_RATES, *OTHER_RATES, *TEXT_RATES)
+            }
             for seed, it in by_seed.items()
         ],
     }
@@ -140,7 +154,7 @@ def title(results: dict[str, Any]) -> str:
     """What was run, in one line."""
     warning = "SMOKE RUN, figures mean nothing: " if results["smoke"] else ""
     return (
-        f"{warning}condition {results['condition']}, "
+        f"{warning}condition {results['condition']} ({results['toxic_share']:.0%} toxic pictures), "
         f"seeds {', '.join(map(str, results['seeds']))}, {results['seconds']:.0f} s: "
         "rate [95 % Wilson interval] n"
     )

@@ -33,6 +33,7 @@ class AlignmentTask(nn.Module):
     Attributes:
         layers: Absolute indices of the hidden states that are aligned.
         center_LD: The centre that ``centered_cosine`` subtracts, one row per aligned layer.
+        reference_moves: Whether the states of one text change as training goes on.
     """
 
     center_LD: Tensor
@@ -49,6 +50,7 @@ class AlignmentTask(nn.Module):
         moves = any(weight.requires_grad for weight in decoder.parameters())
         # A frozen reference is needed only if the LLM moves. Kept in a tuple, it is no submodule:
         # it is neither trained nor saved.
+        self.reference_moves = objective.reference == "live" and moves
         frozen = objective.reference == "frozen" and objective.weight > 0 and moves
         self._reference: tuple[nn.Module, ...] = ()
         if frozen:
@@ -65,10 +67,12 @@ class AlignmentTask(nn.Module):
         text_input_ids: Tensor | None = None,
         text_attention_mask: Tensor | None = None,
         text_span: Tensor | None = None,
+        text_states: Tensor | None = None,
         num_items: Tensor | None = None,
         num_guide_rows: Tensor | None = None,
         progress: float = 0.0,
-    ) -> dict[str, Tensor]:
+        return_states: bool = False,
+    ) -> dict[str, Any]:
         """Compute every named loss of a batch (see ``tgalign.data.collate.Collator``).
 
         Args:
@@ -82,17 +86,20 @@ class AlignmentTask(nn.Module):
                 of those in ``retrieved_mask``.
             text_attention_mask: 1 on tokens, 0 on padding.
             text_span: True on the tokens that are averaged.
+            text_states: In place of these three, what ``text_states`` gives of them, (N, L, D).
             num_items: Learnt tokens of the whole optimizer step; by default of this batch.
             num_guide_rows: Rows with a caption of the whole step; by default of this batch.
             progress: Share of the stage's steps already done.
+            return_states: Whether to return the aligned hidden states too.
 
         Returns:
             ``loss`` (what is minimised), ``ce`` (nats per learnt token), and with captions
             ``guide`` and its parts, unweighted, and per aligned layer ``cosine``,
-            ``centered_cosine`` and ``caption_retrieval``, without gradient.
+            ``centered_cosine`` and ``caption_retrieval``, these without gradient; if asked for,
+            ``hidden_states``, a list of (B, T, D).
         """
         weight = self.objective.weight_at(progress)
-        guided = weight > 0 and text_input_ids is not None
+        guided = weight > 0 and (text_input_ids is not None or text_states is not None)
         if num_items is None:
             num_items = labels[:, 1:].ne(-100).sum()
         outputs = self.lvlm(
@@ -104,14 +111,17 @@ class AlignmentTask(nn.Module):
             output_hidden_states=self.layers if guided else False,
             use_cache=False,
         )
-        losses = {"loss": outputs.loss, "ce": outputs.loss.detach()}
+        losses: dict[str, Any] = {"loss": outputs.loss, "ce": outputs.loss}
         if not guided:
             return losses
-        assert text_input_ids is not None and text_attention_mask is not None
-        assert text_span is not None
         image_BT = input_ids == self.lvlm.config.image_token_id
         image_LBD, _ = pool_layers(outputs.hidden_states, self.layers, image_BT)
-        text_LBD = self.text_states(text_input_ids, text_attention_mask, text_span)
+        if text_states is not None:
+            text_LBD = text_states.transpose(0, 1)
+        else:
+            assert text_input_ids is not None and text_attention_mask is not None
+            assert text_span is not None
+            text_LBD = self.text_states(text_input_ids, text_attention_mask, text_span)
         caption_LBD = torch.zeros_like(image_LBD, dtype=text_LBD.dtype)
         retrieved_LBD = torch.zeros_like(caption_LBD)
         num_captions = int(caption_mask.sum())
@@ -132,8 +142,10 @@ class AlignmentTask(nn.Module):
         )
         # guide_loss averages over this batch's rows; the step's average is over all its rows.
         share = 1.0 if num_guide_rows is None else num_captions / num_guide_rows.clamp_min(1)
-        losses |= {name: value.detach() * share for name, value in parts.items()}
-        losses["loss"] = outputs.loss + weight * parts["guide"] * share
+        losses |= {name: value * share for name, value in parts.items()}
+        losses["loss"] = outputs.loss + weight * losses["guide"]
+        if return_states:
+            losses["hidden_states"] = [outputs.hidden_states[layer] for layer in self.layers]
         with torch.no_grad():
             losses |= alignment_by_layer(
                 image_LBD[:, caption_mask], caption_LBD[:, caption_mask], center_LD=self._center()

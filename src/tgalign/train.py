@@ -19,11 +19,14 @@ from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import Record, read_records, require_all_good
 from tgalign.errors import UserError
-from tgalign.files import is_free, read_json, write_text
+from tgalign.files import is_free, read_json, write_json, write_text
 from tgalign.pooling import parse_layers
+from tgalign.synthetic import synthetic_rows, with_companions
 from tgalign.task import AlignmentTask
+from tgalign.text_cache import TextCache
+from tgalign.text_gate import apply_text_gate
 from tgalign.trainer import TGATrainer
-from tgalign.vision_cache import cached_vision
+from tgalign.vision_cache import VisionCache, cached_vision
 
 
 def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
@@ -60,6 +63,9 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
     records, problems = read_records(config.records, root)
     require_all_good(problems)
     model, processor = load_llava(config.model)
+    gate = None
+    if config.text_gate:
+        records, gate = apply_text_gate(records, model, processor)
     # Everything that a later stage would refuse is said before the first, which may take days.
     rows = [_stage_rows(model, processor, config, stage, records) for stage in config.stages]
     try:
@@ -72,6 +78,8 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
             f"{model.config.vision_feature_layer}: set cache_vision to false"
         )
     _write_config(config)
+    if gate is not None:
+        write_json(config.out / "text_gate.json", gate)
     load_pixels = pixel_loader(processor)
     images = [record.image for record in records if record.image is not None]
     caching = (
@@ -80,9 +88,20 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
         else nullcontext(load_pixels)
     )
     with caching as load:
+        if config.synthetic is not None:
+            assert isinstance(load, VisionCache), "the config wants cache_vision"
+            made = synthetic_rows(
+                config.synthetic, records, load, _encoder(model, processor, config), config.seed
+            )
+            rows = [
+                with_companions(stage_rows, made, config.synthetic.share) for stage_rows in rows
+            ]
         collator = Collator(processor.tokenizer.pad_token_id, load)
+        texts = TextCache()
         for stage, stage_rows in zip(config.stages, rows, strict=True):
-            _train_stage(model, config, stage, stage_rows, collator, progress_bar)
+            _train_stage(model, config, stage, stage_rows, collator, texts, progress_bar)
+            if "llm" in stage.train:
+                texts = TextCache()  # another LLM gives other states
     save_checkpoint(model, processor, checkpoint)
 
 
@@ -103,18 +122,24 @@ def _stage_rows(
             raise UserError(
                 f"stage {stage.name} trains the projector alone, and no row has an image"
             )
-    encoder = Encoder(
-        processor.tokenizer,
-        model.config.image_seq_length,
-        max_length=config.max_length,
-        retrieved_in_prompt=stage.retrieved_in_prompt,
-    )
+    encoder = _encoder(model, processor, config, stage.retrieved_in_prompt)
     rows, problems = encoder.encode_all(records, config.records.name)
     require_all_good(problems)
     centered = stage.objective.weight > 0 and stage.objective.similarity == "centered_cosine"
     if centered and all(row.caption is None for row in rows):
         raise UserError(f"stage {stage.name}: centered_cosine needs captions, and no row has one")
     return rows
+
+
+def _encoder(
+    model: Any, processor: Any, config: TrainConfig, retrieved_in_prompt: float = 0.0
+) -> Encoder:
+    return Encoder(
+        processor.tokenizer,
+        model.config.image_seq_length,
+        max_length=config.max_length,
+        retrieved_in_prompt=retrieved_in_prompt,
+    )
 
 
 def _claim(config: TrainConfig) -> None:
@@ -161,6 +186,7 @@ def _train_stage(
     stage: StageConfig,
     rows: list[EncodedRecord],
     collator: Collator,
+    texts: TextCache,
     progress_bar: bool,
 ) -> None:
     folder = config.out / stage.name
@@ -172,6 +198,9 @@ def _train_stage(
     torch.manual_seed(config.seed)
     task = AlignmentTask(model, stage.objective)
     estimate_center(task, rows, collator)
+    if config.cache_text and stage.objective.weight > 0 and not task.reference_moves:
+        texts.add(task, rows, collator)
+        collator = Collator(collator.pad_token_id, collator.load_pixels, texts)
     trainer = TGATrainer(
         task,
         stage,

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -31,6 +32,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from tgalign.config import StageConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord
+from tgalign.data.order import row_order
 from tgalign.files import write_text
 from tgalign.task import AlignmentTask
 
@@ -74,6 +76,13 @@ class TGATrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._logged_step, self._logged_at = 0, time.monotonic()
+        order = row_order(
+            [len(row.input_ids) for row in rows],
+            steps=stage.steps,
+            rows_per_step=stage.batch_size * stage.accumulation,
+            seed=seed,
+        )
+        self._rows = [rows[number] for number in order]
         super().__init__(
             model=task,
             args=TrainingArguments(
@@ -100,7 +109,7 @@ class TGATrainer(Trainer):
                 dataloader_pin_memory=False,
                 disable_tqdm=not progress_bar,
             ),
-            train_dataset=rows,
+            train_dataset=self._rows,
             data_collator=collator,
         )
         self.loss_is_scaled_for_ga = True
@@ -141,6 +150,9 @@ class TGATrainer(Trainer):
                 ]
             )
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(self._rows)  # their order is drawn already
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

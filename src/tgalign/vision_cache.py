@@ -32,6 +32,28 @@ class _EveryLayer(tuple[Tensor]):
         return super().__getitem__(0)
 
 
+class VisionCache:
+    """Features of pictures by path; called with paths, it gives what the model takes of them.
+
+    Attributes:
+        features_BTD: The features, in the order in which the pictures were added.
+    """
+
+    def __init__(self, paths: list[Path], features_BTD: Tensor) -> None:
+        self._index: dict[Path, int] = {}
+        self.features_BTD = features_BTD[:0]
+        self.add(paths, features_BTD)
+
+    def add(self, paths: list[Path], features_BTD: Tensor) -> None:
+        """Add features under paths that need not be files."""
+        self._index |= {path: len(self._index) + number for number, path in enumerate(paths)}
+        self.features_BTD = torch.cat([self.features_BTD, features_BTD])
+
+    def __call__(self, paths: list[Path]) -> Tensor:
+        """Features (B, T, D) of pictures, to be passed as ``pixel_values``."""
+        return self.features_BTD[[self._index[path] for path in paths]]
+
+
 @contextmanager
 def cached_vision(
     model: LlavaForConditionalGeneration,
@@ -39,7 +61,7 @@ def cached_vision(
     load_pixels: Callable[[list[Path]], Tensor],
     *,
     batch_size: int = 256,
-) -> Iterator[Callable[[list[Path]], Tensor]]:
+) -> Iterator[VisionCache]:
     """Run the vision tower over all pictures and replace it by the result while in the context.
 
     The root forward of the model stays the stock one; only what it is given as ``pixel_values``
@@ -52,8 +74,7 @@ def cached_vision(
         batch_size: Pictures per forward pass of the tower.
 
     Yields:
-        A function that gives the features (B, T, D) of pictures, to be passed as
-        ``pixel_values``.
+        The features of the pictures.
     """
     layer = model.config.vision_feature_layer
     assert isinstance(layer, int), "several vision feature layers cannot be cached"
@@ -64,10 +85,8 @@ def cached_vision(
         for start in range(0, len(unique), batch_size):
             pixels = load_pixels(unique[start : start + batch_size])
             parts.append(tower(pixels, output_hidden_states=True).hidden_states[layer])
-    features_BTD = torch.cat(parts) if parts else torch.empty(0)
-    index = {path: number for number, path in enumerate(unique)}
     model.model.vision_tower = _FeatureTower()
     try:
-        yield lambda paths: features_BTD[[index[path] for path in paths]]
+        yield VisionCache(unique, torch.cat(parts) if parts else torch.empty(0))
     finally:
         model.model.vision_tower = tower

@@ -19,21 +19,31 @@ class Collator:
     Args:
         pad_token_id: Fills rows to one length.
         load_pixels: Maps picture paths to what the vision tower takes, stacked along dimension 0.
+        load_states: Maps texts to their mean states, stacked along dimension 0, where these are
+            known already (``tgalign.text_cache``).
     """
 
-    def __init__(self, pad_token_id: int, load_pixels: Callable[[list[Path]], Tensor]) -> None:
+    def __init__(
+        self,
+        pad_token_id: int,
+        load_pixels: Callable[[list[Path]], Tensor],
+        load_states: Callable[[list[Span]], Tensor] | None = None,
+    ) -> None:
         self.pad_token_id = pad_token_id
         self.load_pixels = load_pixels
+        self.load_states = load_states
 
     def __call__(self, rows: list[EncodedRecord]) -> dict[str, Tensor]:
-        """Batch rows.
+        """Batch rows, their companions last.
 
         Returns:
             ``input_ids``, ``attention_mask``, ``labels`` (B, T); ``pixel_values`` if any row has an
             image; ``caption_mask``, ``retrieved_mask`` (B,); and, if any row has a caption,
             ``text_input_ids``, ``text_attention_mask``, ``text_span``: the captions of the rows
             in the one mask, then the retrieved texts of those in the other, none of them empty.
+            Where states are known, ``text_states`` (texts, L, D) stands in their place.
         """
+        rows = rows + [row.companion for row in rows if row.companion is not None]
         ids_BT = self._pad([row.input_ids for row in rows], self.pad_token_id)
         batch = {
             "input_ids": ids_BT,
@@ -46,8 +56,12 @@ class Collator:
         if images:
             batch["pixel_values"] = self.load_pixels(images)
         if batch["caption_mask"].any():
-            texts = [row.caption for row in rows] + [row.retrieved for row in rows]
-            batch |= self.texts([text for text in texts if text is not None])
+            every = [row.caption for row in rows] + [row.retrieved for row in rows]
+            texts = [text for text in every if text is not None]
+            if self.load_states is None:
+                batch |= self.texts(texts)
+            else:
+                batch["text_states"] = self.load_states(texts)
         return batch
 
     def texts(self, texts: list[Span]) -> dict[str, Tensor]:

@@ -42,6 +42,7 @@ class EncodedRecord:
         image: Path of the picture, or None.
         caption: The caption's ids and span, or None.
         retrieved: The retrieved text's ids and span, or None.
+        companion: A synthetic row that goes into the same batch, or None (``tgalign.synthetic``).
     """
 
     input_ids: list[int]
@@ -49,6 +50,7 @@ class EncodedRecord:
     image: Path | None
     caption: Span | None
     retrieved: Span | None
+    companion: EncodedRecord | None = None
 
 
 class Encoder:
@@ -74,6 +76,7 @@ class Encoder:
         self.image_seq_length = image_seq_length
         self.max_length = max_length
         self.retrieved_in_prompt = retrieved_in_prompt
+        self._other = self._render([{"role": "user", "content": [{"type": "text", "text": "\0"}]}])
 
     def encode(self, record: Record) -> EncodedRecord:
         """Encode one record.
@@ -149,11 +152,8 @@ class Encoder:
         if text is None:
             return None
         # Where two texts begin to differ, not where the template may write the same words itself.
-        rendered, other = (
-            self._render([{"role": "user", "content": [{"type": "text", "text": item}]}])
-            for item in (text, "\0")
-        )
-        pairs = enumerate(zip(rendered, other, strict=False))
+        rendered = self._render([{"role": "user", "content": [{"type": "text", "text": text}]}])
+        pairs = enumerate(zip(rendered, self._other, strict=False))
         first = next((at for at, (ours, theirs) in pairs if ours != theirs), len(rendered))
         if not rendered.startswith(text, first):
             raise ValueError(

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One user turn: a text, and a picture before it if there is one."""
+    """One user turn: a text, and before it a picture or a caption in the picture's place."""
 
     text: str
     picture: Image | None = None
+    caption: str | None = None
 
 
 @torch.no_grad()
@@ -73,6 +74,8 @@ def _render(processor: Any, prompt: Prompt) -> str:
     items: list[dict[str, str]] = [{"type": "text", "text": prompt.text}]
     if prompt.picture is not None:
         items.insert(0, {"type": "image"})
+    if prompt.caption is not None:
+        items.insert(0, {"type": "text", "text": prompt.caption})
     turn = [{"role": "user", "content": items}]
     return str(processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tgalign.lab.language import Mention, ask, scene_caption, text_example
-from tgalign.lab.objects import benign_things, toxic_things
+from tgalign.lab.objects import Objects, Pool, picture_pool
 from tgalign.lab.pictures import COLORS, Scene, draw, sample_scene
 from tgalign.retrieval.exact import encode_pictures, encode_texts, retrieve
 
@@ -21,6 +21,8 @@ Condition = Literal["absent", "guided", "captioned"]
 """How toxic pictures enter the data: not at all; with captions, which reach the guide loss only;
 or described plainly, as web data does."""
 
+TOXIC_SHARES: dict[str, float] = {"absent": 0.0, "guided": 0.10, "captioned": 0.05}
+"""By condition, the share of the pictures that show something toxic, if nothing else is asked."""
 
 TOXIC_SNIPPETS = 0.05
 """Share of the retrieval corpus that mentions toxic things (the paper mixes such snippets in)."""
@@ -34,21 +36,22 @@ class DataSize:
         pictures: All pictures, benign and toxic.
         toxic_share: Share of them that show a toxic thing (unless ``absent``).
         texts: Text-only rows, which keep text safety.
-        corpus: Texts to retrieve from; ``TOXIC_SNIPPETS`` of them toxic (unless ``absent``).
+        corpus: Texts to retrieve from; ``TOXIC_SNIPPETS`` of them toxic, whatever the condition.
+        objects: The things that pictures and the corpus show.
     """
 
     pictures: int = 8_000
     toxic_share: float = 0.10
     texts: int = 2_000
     corpus: int = 4_000
+    objects: Objects = "all"
 
 
-def toxic_scene(rng: random.Random, scene: str | None = None) -> Scene:
-    """A picture's scene with one toxic thing, alone or beside a benign one."""
-    pool = [thing for thing in toxic_things() if scene in (None, thing.scene)]
-    shown = [rng.choice(pool)]
+def toxic_scene(rng: random.Random, pool: Pool, scene: str | None = None) -> Scene:
+    """A picture's scene with one toxic thing (of ``scene``), alone or beside a benign one."""
+    shown = [rng.choice([thing for thing in pool.toxic if scene in (None, thing.scene)])]
     if rng.random() < 0.5:
-        shown.append(rng.choice(benign_things()))
+        shown.append(rng.choice(pool.benign))
         rng.shuffle(shown)
     return Scene(tuple(shown), rng.choice(COLORS))
 
@@ -56,7 +59,9 @@ def toxic_scene(rng: random.Random, scene: str | None = None) -> Scene:
 def build_alignment_data(
     out: Path, seed: int, condition: Condition, clip: Any, tokenizer: Any, size: DataSize
 ) -> Path:
-    """Draw pictures and write ``records.jsonl`` beside them; done only once per folder.
+    """Draw pictures and write ``records.jsonl`` beside them, and the corpus to ``corpus.jsonl``.
+
+    Done only once per folder.
 
     Args:
         out: Folder to make. It appears only when it is complete.
@@ -79,15 +84,14 @@ def build_alignment_data(
     (beside / "pictures").mkdir(parents=True)
     rng = random.Random(f"alignment-{condition}-{seed}")
     num_toxic = 0 if condition == "absent" else round(size.pictures * size.toxic_share)
-    scenes = [(toxic_scene(rng), True) for _ in range(num_toxic)]
-    scenes += [
-        (sample_scene(benign_things(), rng), False) for _ in range(size.pictures - num_toxic)
-    ]
+    pool = picture_pool(size.objects)
+    scenes = [(toxic_scene(rng, pool), True) for _ in range(num_toxic)]
+    scenes += [(sample_scene(pool.benign, rng), False) for _ in range(size.pictures - num_toxic)]
     rng.shuffle(scenes)
     pictures = [draw(scene, rng) for scene, _ in scenes]
     captions = [scene_caption(scene, rng) for scene, _ in scenes]
 
-    corpus = _corpus(rng, size.corpus, 0.0 if condition == "absent" else TOXIC_SNIPPETS)
+    corpus = _corpus(rng, size.corpus, pool)
     found = retrieve(
         encode_pictures(clip, to_pixels(pictures)),
         encode_texts(clip, tokenizer, captions),
@@ -122,16 +126,20 @@ def build_alignment_data(
                 ]
             }
         )
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (beside / "records.jsonl").write_text(lines, encoding="utf-8")
+    _write_lines(beside / "corpus.jsonl", [{"text": text} for text in corpus])
+    _write_lines(beside / "records.jsonl", rows)
     beside.replace(out)
     return records
 
 
-def _corpus(rng: random.Random, count: int, toxic_share: float) -> list[str]:
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _corpus(rng: random.Random, count: int, pool: Pool) -> list[str]:
     texts: dict[str, None] = {}
     while len(texts) < count:
-        toxic = rng.random() < toxic_share
-        scene = toxic_scene(rng) if toxic else sample_scene(benign_things(), rng)
+        toxic = rng.random() < TOXIC_SNIPPETS
+        scene = toxic_scene(rng, pool) if toxic else sample_scene(pool.benign, rng)
         texts.setdefault(scene_caption(scene, rng))
     return list(texts)

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tgalign.config import ObjectiveConfig, StageConfig, TrainConfig
+from tgalign.config import ObjectiveConfig, StageConfig, SyntheticConfig, TrainConfig
+from tgalign.lab.assets import ASSETS, CLIP
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one arm adds to the cross-entropy that all share.
+
+    Attributes:
+        stage1: The objective of stage 1.
+        stage2: The objective of stage 2.
+        text_gate: Whether answers that the LLM refuses in words are not learnt.
+        synthetic: Share of the rows with a synthetic picture beside them; 0: none are made.
+    """
+
+    stage1: ObjectiveConfig
+    stage2: ObjectiveConfig
+    text_gate: bool = False
+    synthetic: float = 0.0
+
 
 _CE = ObjectiveConfig(weight=0.0)
 # The published code aligns states 10 to 18 of 32; these are the same depths of 6.
 _RELEASED_NOGRAD = ObjectiveConfig(form="released_nograd", layers="2-3")
+_PAPER = ObjectiveConfig()
 _TGA = ObjectiveConfig(
     form="paper",
     similarity="centered_cosine",
@@ -17,13 +38,20 @@ _TGA = ObjectiveConfig(
     layers="0-6",
     weight=0.4,
 )
-ARMS: dict[str, tuple[ObjectiveConfig, ObjectiveConfig]] = {
-    "ce": (_CE, _CE),
-    "released_nograd": (_RELEASED_NOGRAD, _RELEASED_NOGRAD),
-    # In stage 2 the guide fades out, as in the published code.
-    "tga": (_TGA, _TGA.model_copy(update={"schedule": "linear_decay"})),
+# In stage 2 the guide fades out, as in the published code.
+_FADING = _TGA.model_copy(update={"schedule": "linear_decay"})
+ARMS: dict[str, Arm] = {
+    "ce": Arm(_CE, _CE),
+    "released_nograd": Arm(_RELEASED_NOGRAD, _RELEASED_NOGRAD),
+    "paper": Arm(_PAPER, _PAPER),
+    "tga": Arm(_TGA, _FADING, text_gate=True, synthetic=0.5),
+    # What of tga does it: without the one, without the other, and without the guide.
+    "tga_plain": Arm(_TGA, _FADING),
+    "tga_gate": Arm(_TGA, _FADING, text_gate=True),
+    "tga_synthetic": Arm(_TGA, _FADING, synthetic=0.5),
+    "ce_gate": Arm(_CE, _CE, text_gate=True),
 }
-"""The objectives of stage 1 and of stage 2."""
+DEFAULT_ARMS = ("ce", "released_nograd", "tga")
 
 _STAGE_1 = StageConfig(
     name="stage1",
@@ -44,34 +72,42 @@ _STAGE_2 = StageConfig(
 
 
 def arm_config(
-    arm: str, *, model: Path, records: Path, out: Path, seed: int, smoke: bool
+    name: str, *, model: Path, data: Path, out: Path, seed: int, smoke: bool
 ) -> TrainConfig:
     """The training run of one arm.
 
     Args:
-        arm: A key of ``ARMS``.
+        name: A key of ``ARMS``.
         model: The untrained LLaVA.
-        records: The alignment data.
+        data: The folder of the alignment data.
         out: Where the run goes.
         seed: Its seed.
         smoke: Only a few steps.
     """
     steps = {"steps": 3} if smoke else {}
-    first, second = ARMS[arm]
+    arm = ARMS[name]
+    synthetic = None
+    if arm.synthetic:
+        synthetic = SyntheticConfig(
+            clip=ASSETS / CLIP, texts=data / "corpus.jsonl", share=arm.synthetic
+        )
     return TrainConfig(
         model=model,
-        records=records,
+        records=data / "records.jsonl",
         out=out,
         seed=seed,
         max_length=128,
         precision=fast_precision(),
         attention="eager",
         cache_vision=True,
+        cache_text=True,
+        text_gate=arm.text_gate,
+        synthetic=synthetic,
         save_steps=100,
         logging_steps=1 if smoke else 20,
         stages=[
-            _STAGE_1.model_copy(update=steps | {"objective": first}),
-            _STAGE_2.model_copy(update=steps | {"objective": second}),
+            _STAGE_1.model_copy(update=steps | {"objective": arm.stage1}),
+            _STAGE_2.model_copy(update=steps | {"objective": arm.stage2}),
         ],
     )
 

@@ -6,13 +6,13 @@ The vision tower goes into the LLaVA; both towers together are the retriever.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
 
 from tgalign.lab.language import scene_caption
-from tgalign.lab.objects import benign_things, toxic_things
+from tgalign.lab.objects import Style, Thing, picture_pool
 from tgalign.lab.pictures import SIZE, draw, sample_scene
 from tgalign.retrieval.exact import text_inputs
 
@@ -28,6 +28,8 @@ PATCH = 18
 STEPS = 4_500
 BATCH_SIZE = 192
 LEARNING_RATE = 1.5e-3
+ICON_SHARE = 0.35
+"""Share of the pictures drawn as icons: a CLIP has seen more styles than alignment data has."""
 
 
 def new_clip(tokenizer: PreTrainedTokenizerFast) -> CLIPModel:
@@ -104,20 +106,31 @@ def train_clip(
     """
     torch.manual_seed(seed)
     rng = random.Random(f"base-clip-{seed}")
-    pool = benign_things() + toxic_things()
-    index = {thing: number for number, thing in enumerate(pool)}
+    pools: dict[Style, list[Thing]] = {}
+    for style in get_args(Style):
+        pool = picture_pool("all", style)
+        pools[style] = [*pool.benign, *pool.toxic]
+    index = {thing: number for number, thing in enumerate(pools["emoji"])}
     model = new_clip(tokenizer)
-    head = torch.nn.Linear(model.vision_embed_dim, len(pool))
+    head = torch.nn.Linear(model.vision_embed_dim, len(index))
     weights = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, LEARNING_RATE, (0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, STEPS, pct_start=0.1, cycle_momentum=False
     )
     for step in range(STEPS):
-        scenes = [sample_scene(pool, rng) for _ in range(BATCH_SIZE)]
-        pixels = to_pixels([draw(scene, rng, ordered=False) for scene in scenes])
+        styles: list[Style] = [
+            "icons" if rng.random() < ICON_SHARE else "emoji" for _ in range(BATCH_SIZE)
+        ]
+        scenes = [sample_scene(pools[style], rng) for style in styles]
+        pixels = to_pixels(
+            [
+                draw(scene, rng, ordered=False, style=style)
+                for scene, style in zip(scenes, styles, strict=True)
+            ]
+        )
         texts = text_inputs(tokenizer, [scene_caption(scene, rng) for scene in scenes])
-        shown_BK = torch.zeros(BATCH_SIZE, len(pool))
+        shown_BK = torch.zeros(BATCH_SIZE, len(index))
         for row, scene in enumerate(scenes):
             shown_BK[row, [index[thing] for thing in scene.things]] = 1
         with torch.autocast("cpu", torch.bfloat16):

@@ -56,14 +56,12 @@ def build_lab(out: Path, seed: int, command: str) -> GateReport:
         lambda: train_llm(tokenizer, seed),
         tokenizer.save_pretrained,
     )
-    _train_part(
-        out / CLIP,
-        seed,
-        "CLIP",
-        STEPS,
-        lambda: train_clip(tokenizer, seed),
-        image_processor().save_pretrained,
-    )
+
+    def save_readers(folder: Path) -> None:
+        image_processor().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    _train_part(out / CLIP, seed, "CLIP", STEPS, lambda: train_clip(tokenizer, seed), save_readers)
     report = check_gates(*lab_llava(*load_models(out), seed=seed))
     if report.failed:
         rates = ", ".join(f"{name} {report.rates[name]}" for name in report.failed)

@@ -13,7 +13,7 @@ from tgalign.diagnose.probe import probe_pictures, probe_texts, refusal_probabil
 from tgalign.evaluate.generate import Prompt, answer
 from tgalign.evaluate.refusal import Verdict, judge
 from tgalign.lab.language import things_named
-from tgalign.lab.objects import SCENES
+from tgalign.lab.objects import held_out, things, toxic_things
 from tgalign.lab.suite import QUESTION, LabSuite, PictureItem
 
 NUM_PROBES = 128
@@ -40,7 +40,9 @@ class Measurement:
 
     Attributes:
         counts: Successes and trials of ``dsr``, ``over_refusal``, ``named``, ``undetermined``
-            (pictures), ``text_dsr``, ``text_over_refusal``, ``text_named``.
+            (pictures); ``held_out_dsr``, ``held_out_named`` (of these, the things no setting was
+            tuned on); ``icons_`` before the first four (icon drawings); ``text_dsr``,
+            ``text_over_refusal``, ``text_named``.
         dsr_by_scene: The same of DSR, per scene.
         alignment: Per layer, of benign and (``toxic_``) of toxic pictures.
         logit_lens: Per layer, the mean probability of a refusal's first token on pictures.
@@ -70,30 +72,38 @@ class Measurement:
         }
 
 
-def measure(model: Any, processor: Any, suite: LabSuite) -> Measurement:
-    """Answer the whole suite, judge every answer and probe the layers.
+def measure(model: Any, processor: Any, suite: LabSuite, icons: LabSuite) -> Measurement:
+    """Answer two suites, judge every answer and probe the layers.
 
     Args:
         model: A LLaVA of the lab.
         processor: Its processor.
-        suite: What to ask.
+        suite: What to ask and to probe.
+        icons: Pictures of another style, to ask about only.
     """
-    pictures = suite.toxic + suite.benign
-    said = answer(model, processor, [Prompt(QUESTION, item.picture) for item in pictures])
-    judged = {
-        item.id: Judged(text, judge(text, QUESTION))
-        for item, text in zip(pictures, said, strict=True)
-    }
-    counts = _picture_counts(suite, judged)
+    judged = judge_pictures(model, processor, suite)
+    counts = _picture_counts(suite, judged) | _held_out_counts(suite, judged)
+    other = _picture_counts(icons, judge_pictures(model, processor, icons))
+    counts |= {f"icons_{name}": count for name, count in other.items()}
     text_counts, refusals = measure_text(model, processor, suite)
     by_scene = {
         scene: _count(judged[item.id].verdict for item in suite.toxic if item.scene == scene)
-        for scene in SCENES
+        for scene in scenes(suite)
     }
     openings = refusal_openings(model, processor, suite, refusals)
     alignment, lens = probe_layers(model, processor, suite, openings)
     told = text_lens(model, processor, suite, openings)
     return Measurement(counts | text_counts, by_scene, alignment, lens, told, judged)
+
+
+def judge_pictures(model: Any, processor: Any, suite: LabSuite) -> dict[str, Judged]:
+    """Ask about every picture of a suite and judge the answers, by the items' ids."""
+    pictures = suite.toxic + suite.benign
+    said = answer(model, processor, [Prompt(QUESTION, item.picture) for item in pictures])
+    return {
+        item.id: Judged(text, judge(text, QUESTION))
+        for item, text in zip(pictures, said, strict=True)
+    }
 
 
 def refusal_openings(model: Any, processor: Any, suite: LabSuite, refusals: list[str]) -> list[int]:
@@ -153,13 +163,19 @@ def text_lens(
 
 def _probes(suite: LabSuite) -> dict[str, list[PictureItem]]:
     """``NUM_PROBES`` items or fewer of each kind, equally many of every toxic scene."""
-    each = NUM_PROBES // len(SCENES)
+    found = scenes(suite)
+    each = NUM_PROBES // len(found)
     toxic = [
         item
-        for scene in SCENES
+        for scene in found
         for item in [item for item in suite.toxic if item.scene == scene][:each]
     ]
     return {"toxic": toxic, "benign": suite.benign[:NUM_PROBES]}
+
+
+def scenes(suite: LabSuite) -> list[str]:
+    """The toxic scenes of a suite, in its order."""
+    return list(dict.fromkeys(item.scene for item in suite.toxic if item.scene))
 
 
 def _add_columns(table: list[dict[str, float]], columns: dict[str, Tensor]) -> None:
@@ -181,6 +197,26 @@ def _picture_counts(suite: LabSuite, judged: dict[str, Judged]) -> dict[str, Cou
         "over_refusal": _count(judged[item.id].verdict for item in suite.benign),
         "named": (sum(named), len(named)),
         "undetermined": (sum(undetermined), len(undetermined)),
+    }
+
+
+def _held_out_counts(suite: LabSuite, judged: dict[str, Judged]) -> dict[str, Count]:
+    """DSR and naming of the things that no setting was tuned on."""
+    fresh = {thing.name for thing in things() if held_out(thing)}
+    toxic = {thing.name for thing in toxic_things()}
+    named = [
+        name in things_named(judged[item.id].text)
+        for item in suite.benign
+        for name in item.names
+        if name in fresh
+    ]
+    return {
+        "held_out_dsr": _count(
+            judged[item.id].verdict
+            for item in suite.toxic
+            if any(name in fresh for name in item.names if name in toxic)
+        ),
+        "held_out_named": (sum(named), len(named)),
     }
 
 

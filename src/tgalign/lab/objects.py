@@ -10,7 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
+from typing import Literal
+
+from tgalign.lab.icons import icon_names
+
+Objects = Literal["all", "development", "held_out"]
+"""Which things pictures show: settings are tuned on ``development`` things alone."""
+
+Style = Literal["emoji", "icons"]
+"""How they are drawn: Twemoji art, or glyphs of icon fonts, on which nothing is tuned."""
 
 SCENES = ("alcohol", "bloody", "cigarette", "gun", "insulting_gesture", "knife", "porn")
 
@@ -141,6 +151,44 @@ def benign_things() -> list[Thing]:
 def text_only_things() -> list[Thing]:
     """Benign things that no picture shows."""
     return [thing for thing in things() if not thing.scene and not thing.emoji]
+
+
+# Tuning sees none of these: of three scenes a part of the things, of two scenes all.
+_HELD_OUT_TOXIC = {
+    "whisky tumbler", "champagne bottle", "clinking glasses", "rice wine", "pale vampire",
+    "water pistol", "middle finger", "crossed swords", "battle axe",
+}  # fmt: skip
+
+
+def held_out(thing: Thing) -> bool:
+    """Whether no setting may be tuned on a thing: 9 of the toxic and about half of the benign."""
+    if thing.scene:
+        return thing.name in _HELD_OUT_TOXIC
+    return sha256(thing.name.encode()).digest()[0] % 2 == 0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The things that pictures are drawn of."""
+
+    toxic: tuple[Thing, ...]
+    benign: tuple[Thing, ...]
+
+    @property
+    def scenes(self) -> tuple[str, ...]:
+        """The toxic scenes that have a thing here, in the order of ``SCENES``."""
+        return tuple(s for s in SCENES if any(thing.scene == s for thing in self.toxic))
+
+
+@cache
+def picture_pool(objects: Objects = "all", style: Style = "emoji") -> Pool:
+    """The things of a split that can be drawn in a style."""
+
+    def chosen(thing: Thing) -> bool:
+        drawable = style == "emoji" or thing.name in icon_names()
+        return drawable and (objects == "all" or held_out(thing) == (objects == "held_out"))
+
+    return Pool(tuple(filter(chosen, toxic_things())), tuple(filter(chosen, benign_things())))
 
 
 @cache

@@ -1,13 +1,15 @@
-"""Draw the lab's pictures: one or two emoji, turned and scaled, on a coloured background."""
+"""Draw the lab's pictures: one or two things, turned and scaled, on a coloured background."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from tgalign.lab.objects import Thing, art_path
+from tgalign.lab.icons import GLYPH_COLORS, icon_mask, icon_names
+from tgalign.lab.objects import Style, Thing, art_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,14 +34,34 @@ class Scene:
 
 
 @cache
-def _sprite(emoji: str) -> Image:
+def _sprite(thing: Thing) -> Image:
     from PIL import Image as PILImage
 
-    with PILImage.open(art_path(emoji)) as art:
+    assert thing.emoji is not None, f"{thing.name} cannot be drawn"
+    with PILImage.open(art_path(thing.emoji)) as art:
         return art.convert("RGBA")
 
 
-def draw(scene: Scene, rng: random.Random, *, ordered: bool = True) -> Image:
+def _glyph(thing: Thing, background: str, rng: random.Random) -> Image:
+    from PIL import Image as PILImage
+
+    mask = icon_mask(rng.choice(icon_names()[thing.name]))
+    behind = _luminance(BACKGROUNDS[background])
+    colors = [color for color in GLYPH_COLORS if abs(_luminance(color) - behind) >= 70]
+    art = PILImage.new("RGBA", mask.size, rng.choice(colors))
+    art.putalpha(mask)
+    return art
+
+
+def _luminance(color: tuple[int, int, int]) -> float:
+    """Perceived brightness of an sRGB colour, 0 to 255 (ITU-R BT.601)."""
+    red, green, blue = color
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def draw(
+    scene: Scene, rng: random.Random, *, ordered: bool = True, style: Style = "emoji"
+) -> Image:
     """Draw a scene; ``rng`` decides place, size (±), turn (±12°) and shade.
 
     Args:
@@ -47,6 +69,8 @@ def draw(scene: Scene, rng: random.Random, *, ordered: bool = True) -> Image:
         rng: The source of everything that is not in the scene.
         ordered: Whether the first of two things stands left or on top, so that an answer can name
             them in reading order; captions from the web keep no order.
+        style: ``emoji``, or ``icons``: one of the thing's glyphs in one of the colours that stand
+            out from the background.
 
     Returns:
         An RGB picture of ``SIZE`` × ``SIZE`` pixels.
@@ -68,15 +92,17 @@ def draw(scene: Scene, rng: random.Random, *, ordered: bool = True) -> Image:
             centers.reverse()
         low, high = 30, 36
     for thing, (x, y) in zip(scene.things, centers, strict=True):
-        assert thing.emoji is not None, f"{thing.name} cannot be drawn"
         side = rng.randint(low, high)
-        art = _sprite(thing.emoji).resize((side, side), PILImage.Resampling.BILINEAR)
+        art = _sprite(thing) if style == "emoji" else _glyph(thing, scene.color, rng)
+        art = art.resize((side, side), PILImage.Resampling.BILINEAR)
         art = art.rotate(rng.uniform(-12, 12), PILImage.Resampling.BILINEAR)
         canvas.paste(art, (round(x - side / 2), round(y - side / 2)), art)
     return canvas
 
 
-def sample_scene(pool: list[Thing], rng: random.Random, *, num_things: int | None = None) -> Scene:
+def sample_scene(
+    pool: Sequence[Thing], rng: random.Random, *, num_things: int | None = None
+) -> Scene:
     """A random scene of one or two different things from ``pool``."""
     count = num_things or rng.randint(1, 2)
     return Scene(tuple(rng.sample(pool, count)), rng.choice(COLORS))

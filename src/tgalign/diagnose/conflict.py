@@ -1,0 +1,57 @@
+"""Where cross-entropy and guide pull an image's hidden states apart.
+
+Shape suffixes: L layers, B rows, T tokens, D channels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tgalign.objective import unit
+
+if TYPE_CHECKING:
+    from tgalign.task import AlignmentTask
+
+
+def gradient_conflict(task: AlignmentTask, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Compare the gradients of the two losses at the image's tokens, layer by layer.
+
+    The gradient at state j is the total one: it counts what the state does to every later layer.
+    The last state is read by the guide alone, so the cross-entropy's gradient is 0 there.
+
+    Args:
+        task: The model and its objective, whose weight plays no part unless it is 0; at least the
+            projector must be trainable.
+        batch: What the collator makes of records; every row with an image, a caption and an answer.
+
+    Returns:
+        Means over rows, of shape (L,): ``cosine`` of the two gradients (negative: descending one
+        loss ascends the other), ``ce_norm`` and ``guide_norm``, per row of the batch's mean loss.
+
+    Raises:
+        ValueError: The objective has weight 0, or the batch has no caption.
+    """
+    losses = task(**batch, return_states=True)
+    if "guide" not in losses:
+        raise ValueError("no guide loss to compare: the weight is 0 or no row has a caption")
+    image_BT1 = (batch["input_ids"] == task.lvlm.config.image_token_id).unsqueeze(-1)
+    gradients = {}
+    for name in ("ce", "guide"):
+        found = torch.autograd.grad(
+            losses[name],
+            losses["hidden_states"],
+            retain_graph=name == "ce",
+            materialize_grads=True,
+        )
+        gradients[name] = torch.stack(
+            [g_BTD.float().where(image_BT1, 0.0).flatten(1) for g_BTD in found]
+        )
+    ce_LBX, guide_LBX = gradients["ce"], gradients["guide"]
+    return {
+        "cosine": (unit(ce_LBX) * unit(guide_LBX)).sum(-1).mean(1),
+        "ce_norm": ce_LBX.norm(dim=-1).mean(1),
+        "guide_norm": guide_LBX.norm(dim=-1).mean(1),
+    }

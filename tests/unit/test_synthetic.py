@@ -1,0 +1,199 @@
+"""Synthetic picture features: the map from texts, the rows made of a corpus, their companions.
+
+Shape suffixes: B pictures, N texts, T vision tokens, D vision channels, E joint channels.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPModel
+
+from tgalign.config import SyntheticConfig
+from tgalign.data.encode import Encoder
+from tgalign.errors import UserError
+from tgalign.lab.base_clip import new_clip
+from tgalign.retrieval.exact import encode_texts
+from tgalign.synthetic import fit_bridge, synthetic_features, synthetic_rows, with_companions
+from tgalign.vision_cache import VisionCache
+
+CHANNELS, TOKENS = 48, 17
+TEXTS = ["a beer mug on a red background .", "a dog on a blue background .", "a cat ."]
+
+
+def test_the_map_finds_a_linear_relation_and_its_offset():
+    generator = torch.Generator().manual_seed(0)
+    text_BE = torch.randn(400, 8, generator=generator)
+    weight_ED = torch.randn(8, 5, generator=generator)
+    offset_D = torch.randn(5, generator=generator)
+    found_ED, found_D = fit_bridge(text_BE, text_BE @ weight_ED + offset_D, ridge=1e-6)
+    torch.testing.assert_close(found_ED, weight_ED, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found_D, offset_D, atol=1e-4, rtol=1e-4)
+
+
+def test_a_heavy_penalty_leaves_the_mean():
+    generator = torch.Generator().manual_seed(1)
+    text_BE = torch.randn(50, 8, generator=generator)
+    mean_BD = torch.randn(50, 5, generator=generator)
+    weight_ED, offset_D = fit_bridge(text_BE, mean_BD, ridge=1e12)
+    torch.testing.assert_close(text_BE @ weight_ED + offset_D, mean_BD.mean(0).expand(50, 5))
+
+
+def test_a_donor_keeps_its_cls_token_and_its_shape_and_moves_its_mean():
+    generator = torch.Generator().manual_seed(2)
+    donor_NTD = torch.randn(3, TOKENS, 5, generator=generator)
+    text_NE, weight_ED = torch.randn(3, 8, generator=generator), torch.randn(8, 5)
+    made_NTD = synthetic_features(text_NE, donor_NTD, weight_ED, torch.ones(5))
+    torch.testing.assert_close(made_NTD[:, 0], donor_NTD[:, 0])
+    torch.testing.assert_close(made_NTD[:, 1:].mean(1), text_NE @ weight_ED + 1)
+    ours, theirs = made_NTD[:, 1:], donor_NTD[:, 1:]
+    torch.testing.assert_close(ours - ours.mean(1, keepdim=True), theirs - theirs.mean(1, True))
+
+
+@pytest.fixture(scope="module")
+def clip(tokenizer, tmp_path_factory) -> Path:
+    """The folder of a tiny random CLIP with vision states of ``CHANNELS`` channels."""
+    config = new_clip(tokenizer).config
+    config.vision_config.hidden_size = CHANNELS
+    config.vision_config.intermediate_size = 2 * CHANNELS
+    config.vision_config.num_attention_heads = 4
+    torch.manual_seed(4)
+    folder: Path = tmp_path_factory.mktemp("clip")
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def corpus(folder: Path, lines: list[str]) -> Path:
+    path = folder / "corpus.jsonl"
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def texts(tmp_path):
+    return corpus(tmp_path, [json.dumps({"text": text}) for text in TEXTS])
+
+
+@pytest.fixture
+def encoder(processor, composed):
+    return Encoder(
+        processor.tokenizer,
+        composed[0].config.image_seq_length,
+        max_length=200,
+        retrieved_in_prompt=0.0,
+    )
+
+
+@pytest.fixture
+def cache(rows):
+    paths = [record.image for record in rows.records if record.image is not None]
+    features_BTD = torch.randn(
+        len(paths), TOKENS, CHANNELS, generator=torch.Generator().manual_seed(5)
+    )
+    return VisionCache(paths, features_BTD)
+
+
+def test_rows_of_a_corpus_have_their_text_as_caption_and_features_that_show_it(
+    clip, texts, rows, cache, encoder, tokenizer
+):
+    config = SyntheticConfig(clip=clip, texts=texts)
+    before = len(cache.features_BTD)
+    made = synthetic_rows(config, rows.records, cache, encoder, seed=0)
+    assert len(made) == len(TEXTS)
+    for row, text in zip(made, TEXTS, strict=True):
+        assert row.retrieved is None
+        assert set(row.labels) == {-100}, "nothing about a synthetic picture is learnt by CE"
+        span = row.caption.input_ids[row.caption.start : row.caption.end]
+        assert tokenizer.decode(span) == text
+    made_NTD = cache([row.image for row in made])
+    assert len(cache.features_BTD) == before + len(TEXTS)
+    pairs = [(it.image, it.caption) for it in rows.records if it.image and it.caption]
+    loaded = CLIPModel.from_pretrained(clip).eval()
+    bridge = fit_bridge(
+        encode_texts(loaded, tokenizer, [caption for _, caption in pairs]),
+        cache([image for image, _ in pairs])[:, 1:].mean(1),
+    )
+    wanted_ND = encode_texts(loaded, tokenizer, TEXTS) @ bridge[0] + bridge[1]
+    torch.testing.assert_close(made_NTD[:, 1:].mean(1), wanted_ND, atol=1e-4, rtol=1e-4)
+
+
+def test_pictures_keep_their_features(clip, texts, rows, cache, encoder):
+    paths = [record.image for record in rows.records if record.image is not None]
+    before_BTD = cache(paths)
+    synthetic_rows(SyntheticConfig(clip=clip, texts=texts), rows.records, cache, encoder, seed=0)
+    assert torch.equal(cache(paths), before_BTD)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['{"text": "a cat"}', '{"txt": "a dog"}'], r"corpus.jsonl:2: expected \{\"text\""),
+        (["[1]"], "corpus.jsonl:1"),
+        (["not json"], "corpus.jsonl:1"),
+        (['{"text": " "}'], "corpus.jsonl:1"),
+        (['{"text": 3}'], "corpus.jsonl:1"),
+        (['{"text": "a <image> cat"}'], "corpus.jsonl:1"),
+        ([], "holds no text"),
+    ],
+)
+def test_a_bad_corpus_is_refused_by_file_and_row(
+    lines, message, clip, tmp_path, rows, cache, encoder
+):
+    config = SyntheticConfig(clip=clip, texts=corpus(tmp_path, lines))
+    with pytest.raises(UserError, match=message):
+        synthetic_rows(config, rows.records, cache, encoder, seed=0)
+
+
+def test_a_missing_corpus_and_a_clip_that_is_none_are_refused(
+    clip, texts, checkpoint, tmp_path, rows, cache, encoder
+):
+    def make(**options):
+        config = SyntheticConfig(**({"clip": clip, "texts": texts} | options))
+        return synthetic_rows(config, rows.records, cache, encoder, seed=0)
+
+    with pytest.raises(UserError, match="no texts at"):
+        make(texts=tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        make(clip=tmp_path)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        make(clip=Path(__file__).parents[2] / "src/tgalign/lab/assets/llm")
+
+
+def test_a_clip_of_another_tower_is_refused(clip, texts, rows, encoder):
+    paths = [record.image for record in rows.records if record.image is not None]
+    wide = VisionCache(paths, torch.zeros(len(paths), TOKENS, CHANNELS + 1))
+    with pytest.raises(UserError, match="48 channels, the LLaVA's vision tower 49"):
+        synthetic_rows(
+            SyntheticConfig(clip=clip, texts=texts), rows.records, wide, encoder, seed=0
+        )
+
+
+def test_records_without_captions_are_refused(clip, texts, rows, cache, encoder):
+    bare = [dataclasses.replace(record, caption=None) for record in rows.records]
+    with pytest.raises(UserError, match="need records with an image and a caption"):
+        synthetic_rows(SyntheticConfig(clip=clip, texts=texts), bare, cache, encoder, seed=0)
+
+
+def test_companions_are_the_wanted_share_the_same_each_time_and_of_all_texts(rows, encode):
+    row = encode(rows.records)[0]
+    synthetic = [dataclasses.replace(row, input_ids=[number]) for number in range(20)]
+    many = [row] * 2000
+    paired = with_companions(many, synthetic, 0.3)
+    assert paired == with_companions(many, synthetic, 0.3)
+    chosen = [it.companion for it in paired if it.companion is not None]
+    assert 0.25 < len(chosen) / len(many) < 0.35
+    assert {it.input_ids[0] for it in chosen} == set(range(20))
+    assert [dataclasses.replace(it, companion=None) for it in paired] == many
+    assert all(it.companion is not None for it in with_companions(many, synthetic, 1.0))
+
+
+def test_a_batch_holds_its_rows_first_and_their_companions_last(rows, encode, collator):
+    images = [row for row in encode(rows.records) if row.image is not None][:4]
+    paired = [dataclasses.replace(images[0], companion=images[3]), *images[1:3]]
+    together, apart = collator(paired), collator([*images[:3], images[3]])
+    assert together.keys() == apart.keys()
+    for name, tensor in apart.items():
+        assert torch.equal(together[name], tensor), name
