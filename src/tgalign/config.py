@@ -119,6 +119,9 @@ class TrainConfig(_Strict):
         text_gate: Learn no answer about a picture where the LLM, told the caption in the picture's
             place, refuses (``tgalign.text_gate``).
         synthetic: Pictures made of texts, for the guide alone; needs ``cache_vision``.
+        probes: Record files by name, say ``{"toxic": ..., "benign": ...}``: in each, every
+            ``save_steps`` steps, the gradients of cross-entropy and guide are compared by layer and
+            logged (``tgalign.diagnose.conflict``). Nothing is learnt from them.
         save_steps: Steps between two points from which a killed run can go on.
         logging_steps: Steps between two lines of ``metrics.jsonl``.
         stages: The stages.
@@ -136,6 +139,7 @@ class TrainConfig(_Strict):
     cache_text: bool = False
     text_gate: bool = False
     synthetic: SyntheticConfig | None = None
+    probes: dict[str, Path] = {}
     save_steps: int = Field(500, gt=0)
     logging_steps: int = Field(10, gt=0)
     stages: Annotated[list[StageConfig], Field(min_length=1)]
@@ -189,12 +193,14 @@ def load_config(path: Path) -> TrainConfig:
         raise UserError(f"{path} is not readable YAML: {fault}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold a mapping of settings, got {type(data).__name__}")
-    synthetic = data.get("synthetic")
     for table, keys in (
         (data, ("model", "records", "image_root", "out")),
-        (synthetic if isinstance(synthetic, dict) else {}, ("clip", "texts")),
+        (data.get("synthetic"), ("clip", "texts")),
+        (data.get("probes"), None),
     ):
-        for key in keys:
+        if not isinstance(table, dict):
+            continue
+        for key in keys or list(table):
             if isinstance(table.get(key), str):
                 table[key] = (path.parent / table[key]).resolve()
     return parse_config(data, str(path))

@@ -153,8 +153,9 @@ def table_rows(results: dict[str, Any]) -> list[list[list[str]]]:
 def title(results: dict[str, Any]) -> str:
     """What was run, in one line."""
     warning = "SMOKE RUN, figures mean nothing: " if results["smoke"] else ""
+    share = f"{100 * results['toxic_share']:g} %"
     return (
-        f"{warning}condition {results['condition']} ({results['toxic_share']:.0%} toxic pictures), "
+        f"{warning}condition {results['condition']} ({share} toxic pictures), "
         f"seeds {', '.join(map(str, results['seeds']))}, {results['seconds']:.0f} s: "
         "rate [95 % Wilson interval] n"
     )

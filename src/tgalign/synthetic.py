@@ -47,25 +47,51 @@ def fit_bridge(text_BE: Tensor, mean_BD: Tensor, *, ridge: float = 1.0) -> tuple
     return weight_ED.float(), (y_D - x_E @ weight_ED).float()
 
 
-def synthetic_features(
-    text_NE: Tensor, donor_NTD: Tensor, weight_ED: Tensor, offset_D: Tensor
-) -> Tensor:
-    """Make each donor picture's features show a text: its mean patch is moved to the text's.
+class Bridge:
+    """Linear maps from a text's embedding to the patches of a picture that shows it.
+
+    A caption says nothing of where its things stand, so each picture's patches are first put in
+    the order in which they show the caption: by their component along the mean patch that the
+    caption lets expect. Then there is one map for the first patch, one for the second, and so on.
 
     Args:
-        text_NE: Unit text embeddings.
-        donor_NTD: Features of one real picture for each; their CLS tokens stay as they are.
-        weight_ED: The bridge's weight.
-        offset_D: The bridge's offset.
-
-    Returns:
-        Features of the shape of ``donor_NTD``.
+        text_BE: Unit text embeddings of the captions.
+        features_BTD: Features of their pictures, CLS first.
+        ridge: L2 penalty of the maps.
     """
-    wanted_ND = text_NE @ weight_ED + offset_D
-    features_NTD = donor_NTD.clone()
-    patches_NPD = features_NTD[:, 1:]
-    patches_NPD += (wanted_ND - patches_NPD.mean(dim=1)).unsqueeze(1)
-    return features_NTD
+
+    def __init__(self, text_BE: Tensor, features_BTD: Tensor, *, ridge: float) -> None:
+        patches_BPD = features_BTD[:, 1:]
+        weight_ED, offset_D = fit_bridge(text_BE, patches_BPD.mean(dim=1), ridge=ridge)
+        expected_BD = (text_BE - text_BE.mean(dim=0)) @ weight_ED
+        center_D = offset_D + text_BE.mean(dim=0) @ weight_ED
+        shows_BP = ((patches_BPD - center_D) * expected_BD.unsqueeze(1)).sum(dim=-1)
+        self.order_BP = shows_BP.argsort(dim=1, descending=True)
+        ordered_BPD = patches_BPD.gather(1, _indices(self.order_BP, patches_BPD))
+        self._maps = fit_bridge(text_BE, ordered_BPD.flatten(1), ridge=ridge)
+
+    def features(self, text_NE: Tensor, donor_NTD: Tensor, order_NP: Tensor) -> Tensor:
+        """Features of pictures that show texts, each laid out as a real picture is.
+
+        Args:
+            text_NE: Unit text embeddings.
+            donor_NTD: Features of one real picture for each, whose CLS token is kept.
+            order_NP: The order of that picture's patches.
+
+        Returns:
+            Features of the shape of ``donor_NTD``.
+        """
+        weight, offset = self._maps
+        patches_NPD = (text_NE @ weight + offset).view(donor_NTD[:, 1:].shape)
+        made_NTD = donor_NTD.clone()
+        made_NTD[:, 1:] = torch.zeros_like(patches_NPD).scatter(
+            1, _indices(order_NP, patches_NPD), patches_NPD
+        )
+        return made_NTD
+
+
+def _indices(order_BP: Tensor, like_BPD: Tensor) -> Tensor:
+    return order_BP.unsqueeze(-1).expand_as(like_BPD)
 
 
 def synthetic_rows(
@@ -100,13 +126,11 @@ def synthetic_rows(
             f"the CLIP at {config.clip} has vision states of {theirs} channels, the LLaVA's vision "
             f"tower {ours}: give the CLIP that the tower was taken from"
         )
-    weight_ED, offset_D = fit_bridge(
-        encode_texts(clip, tokenizer, captions), features_BTD[:, 1:].mean(dim=1), ridge=config.ridge
-    )
+    bridge = Bridge(encode_texts(clip, tokenizer, captions), features_BTD, ridge=config.ridge)
     generator = torch.Generator().manual_seed(seed)
     donors_N = torch.randint(len(features_BTD), (len(texts),), generator=generator)
-    made_NTD = synthetic_features(
-        encode_texts(clip, tokenizer, texts), features_BTD[donors_N], weight_ED, offset_D
+    made_NTD = bridge.features(
+        encode_texts(clip, tokenizer, texts), features_BTD[donors_N], bridge.order_BP[donors_N]
     )
     paths = [Path(f"{config.texts}:{number}") for number in range(len(texts))]
     cache.add(paths, made_NTD)

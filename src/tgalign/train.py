@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from tgalign.checkpoint import load_llava, pixel_loader, save_checkpoint
 from tgalign.config import StageConfig, TrainConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
-from tgalign.data.records import Record, read_records, require_all_good
+from tgalign.data.records import Problem, Record, read_records, require_all_good
 from tgalign.errors import UserError
 from tgalign.files import is_free, read_json, write_json, write_text
 from tgalign.pooling import parse_layers
@@ -81,7 +82,9 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
     if gate is not None:
         write_json(config.out / "text_gate.json", gate)
     load_pixels = pixel_loader(processor)
+    probes = _probe_rows(model, processor, config)
     images = [record.image for record in records if record.image is not None]
+    images += [row.image for rows in probes.values() for row in rows if row.image is not None]
     caching = (
         cached_vision(model, images, load_pixels)
         if config.cache_vision
@@ -99,7 +102,8 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
         collator = Collator(processor.tokenizer.pad_token_id, load)
         texts = TextCache()
         for stage, stage_rows in zip(config.stages, rows, strict=True):
-            _train_stage(model, config, stage, stage_rows, collator, texts, progress_bar)
+            batches = {name: collator(probe) for name, probe in probes.items()}
+            _train_stage(model, config, stage, stage_rows, collator, texts, batches, progress_bar)
             if "llm" in stage.train:
                 texts = TextCache()  # another LLM gives other states
     save_checkpoint(model, processor, checkpoint)
@@ -129,6 +133,22 @@ def _stage_rows(
     if centered and all(row.caption is None for row in rows):
         raise UserError(f"stage {stage.name}: centered_cosine needs captions, and no row has one")
     return rows
+
+
+def _probe_rows(model: Any, processor: Any, config: TrainConfig) -> dict[str, list[EncodedRecord]]:
+    """The encoded rows of every probe file, each with image, caption and answer."""
+    probes = {}
+    for name, path in config.probes.items():
+        records, problems = read_records(path, config.image_root or path.parent)
+        problems += [
+            Problem(path.name, it.row, "a probe needs an image, a caption and an answer")
+            for it in records
+            if it.image is None or it.caption is None or len(it.messages) < 2
+        ]
+        rows, more = _encoder(model, processor, config).encode_all(records, path.name)
+        require_all_good(problems + more)
+        probes[name] = rows
+    return probes
 
 
 def _encoder(
@@ -187,6 +207,7 @@ def _train_stage(
     rows: list[EncodedRecord],
     collator: Collator,
     texts: TextCache,
+    probes: dict[str, dict[str, Tensor]],
     progress_bar: bool,
 ) -> None:
     folder = config.out / stage.name
@@ -210,6 +231,7 @@ def _train_stage(
         seed=config.seed,
         save_steps=config.save_steps,
         logging_steps=config.logging_steps,
+        probes=probes,
         bf16=config.precision == "bf16",
         progress_bar=progress_bar,
     )

@@ -25,15 +25,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from tgalign.callbacks import ConflictLog, StageProgress, keep_until
 from tgalign.config import StageConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord
 from tgalign.data.order import row_order
-from tgalign.files import write_text
 from tgalign.task import AlignmentTask
 
 WEIGHTS = "trained.safetensors"
@@ -52,6 +52,8 @@ class TGATrainer(Trainer):
         seed: Of the order of the rows.
         save_steps: Steps between two points to resume from.
         logging_steps: Steps between two lines of metrics.
+        probes: Batches by name, in which the gradients of the two losses are compared every
+            ``save_steps`` steps, from the first on.
         bf16: Whether matrix products are computed in bfloat16 (autocast).
         progress_bar: Whether to draw one.
     """
@@ -67,6 +69,7 @@ class TGATrainer(Trainer):
         seed: int,
         save_steps: int,
         logging_steps: int,
+        probes: dict[str, dict[str, Tensor]] | None = None,
         bf16: bool = False,
         progress_bar: bool = True,
     ) -> None:
@@ -116,7 +119,9 @@ class TGATrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         if progress_bar:
-            self.add_callback(_Progress(stage.name))
+            self.add_callback(StageProgress(stage.name))
+        if probes and stage.objective.weight > 0:
+            self.add_callback(ConflictLog(task, probes, folder / "conflict.jsonl", save_steps))
 
     def train_or_resume(self) -> None:
         """Train the stage to its end, from the last intermediate state if there is one."""
@@ -124,7 +129,8 @@ class TGATrainer(Trainer):
         shutil.rmtree(self.folder / "incomplete", ignore_errors=True)
         checkpoint = get_last_checkpoint(str(self.folder))
         done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-        self._keep_metrics_until(done)
+        for name in ("metrics.jsonl", "conflict.jsonl"):
+            keep_until(self.folder / name, done)
         if checkpoint and done >= self.stage.steps:  # transformers would make one step more
             self._load_from_checkpoint(checkpoint)
             return
@@ -216,16 +222,6 @@ class TGATrainer(Trainer):
             self._sums.clear()
             self._counts.clear()
 
-    def _keep_metrics_until(self, step: int) -> None:
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            kept = []
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if not line.endswith("\n") or json.loads(line)["step"] > step:
-                    break
-                kept.append(line)
-            write_text(path, "".join(kept))
-
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder / "incomplete")
 
@@ -256,29 +252,3 @@ class TGATrainer(Trainer):
         weights = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         unexpected = self.task.load_state_dict(weights, strict=False).unexpected_keys
         assert not unexpected, unexpected
-
-
-class _Progress(ProgressCallback):
-    """A bar with ETA that shows the loss, in place of printed lines."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        super().on_train_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.name)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")

@@ -49,7 +49,5 @@ def test_little_of_a_step_is_padding_and_steps_are_not_sorted():
 
 
 def test_another_seed_gives_another_order():
-    orders = {
-        tuple(row_order([5] * 50, steps=5, rows_per_step=10, seed=seed)) for seed in range(5)
-    }
+    orders = {tuple(row_order([5] * 50, steps=5, rows_per_step=10, seed=seed)) for seed in range(5)}
     assert len(orders) == 5

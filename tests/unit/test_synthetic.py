@@ -166,9 +166,7 @@ def test_a_clip_of_another_tower_is_refused(clip, texts, rows, encoder):
     paths = [record.image for record in rows.records if record.image is not None]
     wide = VisionCache(paths, torch.zeros(len(paths), TOKENS, CHANNELS + 1))
     with pytest.raises(UserError, match="48 channels, the LLaVA's vision tower 49"):
-        synthetic_rows(
-            SyntheticConfig(clip=clip, texts=texts), rows.records, wide, encoder, seed=0
-        )
+        synthetic_rows(SyntheticConfig(clip=clip, texts=texts), rows.records, wide, encoder, seed=0)
 
 
 def test_records_without_captions_are_refused(clip, texts, rows, cache, encoder):

