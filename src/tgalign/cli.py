@@ -107,6 +107,22 @@ def train(
     typer.echo(run(load_config(config), progress_bar=progress))
 
 
+@app.command(
+    epilog="Examples:\n\n`tgalign report absent guided captioned --out docs/conditions`\n\n"
+    "`tgalign report docs/conditions.json --out docs/conditions`"
+)
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of finished demos, or a report's JSON.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where to, without an ending.")],
+) -> None:
+    """Put demos of several conditions into one table and one plot: OUT.md, OUT.svg, OUT.json."""
+    from tgalign.report.conditions import combine
+
+    typer.echo(combine(runs, out))
+
+
 @lab.command(
     "build",
     epilog="Examples:\n\n`tgalign lab build --out lab`\n\n`tgalign lab build --check`",

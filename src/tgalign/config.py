@@ -91,13 +91,11 @@ class SyntheticConfig(_Strict):
     Attributes:
         clip: Folder of the CLIP whose vision tower the LLaVA has, with its tokenizer.
         texts: JSONL file, ``{"text": ...}`` a line: the retrieval corpus.
-        share: Share of the rows that a synthetic one is put beside in every batch.
         ridge: L2 penalty of the map from texts to features.
     """
 
     clip: Path
     texts: Path
-    share: float = Field(0.5, gt=0, le=1)
     ridge: float = Field(1.0, gt=0)
 
 
@@ -118,7 +116,10 @@ class TrainConfig(_Strict):
             does not move.
         text_gate: Learn no answer about a picture where the LLM, told the caption in the picture's
             place, refuses (``tgalign.text_gate``).
-        synthetic: Pictures made of texts, for the guide alone; needs ``cache_vision``.
+        companions: Share of the rows beside which such a picture, for the guide alone, is put into
+            the batch.
+        synthetic: Make pictures also of the texts that the LLM refuses, as further companions;
+            needs ``cache_vision``.
         probes: Record files by name, say ``{"toxic": ..., "benign": ...}``: in each, every
             ``save_steps`` steps, the gradients of cross-entropy and guide are compared by layer and
             logged (``tgalign.diagnose.conflict``). Nothing is learnt from them.
@@ -138,6 +139,7 @@ class TrainConfig(_Strict):
     cache_vision: bool = False
     cache_text: bool = False
     text_gate: bool = False
+    companions: float = Field(0.0, ge=0, le=1)
     synthetic: SyntheticConfig | None = None
     probes: dict[str, Path] = {}
     save_steps: int = Field(500, gt=0)
@@ -145,7 +147,11 @@ class TrainConfig(_Strict):
     stages: Annotated[list[StageConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _synthetic_needs_features(self) -> TrainConfig:
+    def _companions_need_more(self) -> TrainConfig:
+        if self.companions > 0 and not self.text_gate:
+            raise ValueError("companions are what the text gate finds, so text_gate must be true")
+        if self.synthetic is not None and not self.companions > 0:
+            raise ValueError("synthetic pictures are companions, so give a share of companions")
         if self.synthetic is not None and not self.cache_vision:
             raise ValueError("synthetic pictures are features, so cache_vision must be true")
         return self

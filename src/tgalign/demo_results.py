@@ -132,10 +132,10 @@ def table_rows(results: dict[str, Any]) -> list[list[list[str]]]:
     """The demo's table as sections of rows: per scene DSR, other rates, alignment by state."""
     arms = list(results["arms"].values())
     scenes = [
-        [f"DSR {scene}", *(_show(arm["dsr_by_scene"][scene]) for arm in arms)]
+        [f"DSR {scene}", *(show_rate(arm["dsr_by_scene"][scene]) for arm in arms)]
         for scene in arms[0]["dsr_by_scene"]
     ]
-    rates = [[title, *(_show(arm[name]) for arm in arms)] for name, title in ROWS.items()]
+    rates = [[title, *(show_rate(arm[name]) for arm in arms)] for name, title in ROWS.items()]
     rates.append(["seconds a step", *(f"{arm['step_seconds']:.3f}" for arm in arms)])
     same = ("yes" if arm["same_weights_as_ce"] else "no" for arm in arms)
     rates.append(["same weights as ce", *same])
@@ -165,8 +165,8 @@ def base_line(results: dict[str, Any]) -> str:
     """The text side of the language model before any training, in one line."""
     base = results["base"]
     return (
-        f"base LLM on text: DSR {_show(base['text_dsr'])}, over-refusal "
-        f"{_show(base['text_over_refusal'])}, objects named {_show(base['text_named'])}"
+        f"base LLM on text: DSR {show_rate(base['text_dsr'])}, over-refusal "
+        f"{show_rate(base['text_over_refusal'])}, objects named {show_rate(base['text_named'])}"
     )
 
 
@@ -194,7 +194,9 @@ def print_results(console: Console, results: dict[str, Any]) -> None:
     console.print(base_line(results))
 
 
-def _show(rate: dict[str, Any]) -> str:
+def show_rate(rate: dict[str, Any], *, with_n: bool = True) -> str:
+    """A rate of results.json as text, ``0.50 [0.30, 0.70] n=20``."""
     if rate["rate"] is None:
         return "n/a"
-    return str(Rate(rate["rate"], rate["low"], rate["high"], rate["n"]))
+    shown = str(Rate(rate["rate"], rate["low"], rate["high"], rate["n"]))
+    return shown if with_n else shown.split(" n=", maxsplit=1)[0]

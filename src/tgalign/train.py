@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,20 @@ from tgalign.checkpoint import load_llava, pixel_loader, save_checkpoint
 from tgalign.config import StageConfig, TrainConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
-from tgalign.data.records import Problem, Record, read_records, require_all_good
+from tgalign.data.records import (
+    DEFAULT_QUESTION,
+    Problem,
+    Record,
+    read_records,
+    require_all_good,
+)
 from tgalign.errors import UserError
 from tgalign.files import is_free, read_json, write_json, write_text
 from tgalign.pooling import parse_layers
-from tgalign.synthetic import synthetic_rows, with_companions
+from tgalign.synthetic import read_texts, synthetic_rows
 from tgalign.task import AlignmentTask
 from tgalign.text_cache import TextCache
-from tgalign.text_gate import apply_text_gate
+from tgalign.text_gate import apply_text_gate, refuses, with_companions
 from tgalign.trainer import TGATrainer
 from tgalign.vision_cache import VisionCache, cached_vision
 
@@ -64,9 +71,9 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
     records, problems = read_records(config.records, root)
     require_all_good(problems)
     model, processor = load_llava(config.model)
-    gate = None
+    refused: list[Record] = []
     if config.text_gate:
-        records, gate = apply_text_gate(records, model, processor)
+        records, refused = apply_text_gate(records, model, processor)
     # Everything that a later stage would refuse is said before the first, which may take days.
     rows = [_stage_rows(model, processor, config, stage, records) for stage in config.stages]
     try:
@@ -79,8 +86,12 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
             f"{model.config.vision_feature_layer}: set cache_vision to false"
         )
     _write_config(config)
-    if gate is not None:
-        write_json(config.out / "text_gate.json", gate)
+    texts = _refused_texts(model, processor, config, records)
+    if config.text_gate:
+        write_json(
+            config.out / "text_gate.json",
+            {"refused_rows": [it.row for it in refused], "refused_texts": len(texts)},
+        )
     load_pixels = pixel_loader(processor)
     probes = _probe_rows(model, processor, config)
     images = [record.image for record in records if record.image is not None]
@@ -91,21 +102,21 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
         else nullcontext(load_pixels)
     )
     with caching as load:
-        if config.synthetic is not None:
+        encoder = _encoder(model, processor, config)
+        companions = [encoder.encode(record) for record in refused]
+        if config.synthetic is not None and texts:
             assert isinstance(load, VisionCache), "the config wants cache_vision"
-            made = synthetic_rows(
-                config.synthetic, records, load, _encoder(model, processor, config), config.seed
+            companions += synthetic_rows(
+                config.synthetic, texts, records, load, encoder, config.seed
             )
-            rows = [
-                with_companions(stage_rows, made, config.synthetic.share) for stage_rows in rows
-            ]
+        rows = [with_companions(each, companions, config.companions) for each in rows]
         collator = Collator(processor.tokenizer.pad_token_id, load)
-        texts = TextCache()
+        states = TextCache()
         for stage, stage_rows in zip(config.stages, rows, strict=True):
             batches = {name: collator(probe) for name, probe in probes.items()}
-            _train_stage(model, config, stage, stage_rows, collator, texts, batches, progress_bar)
+            _train_stage(model, config, stage, stage_rows, collator, states, batches, progress_bar)
             if "llm" in stage.train:
-                texts = TextCache()  # another LLM gives other states
+                states = TextCache()  # another LLM gives other states
     save_checkpoint(model, processor, checkpoint)
 
 
@@ -133,6 +144,19 @@ def _stage_rows(
     if centered and all(row.caption is None for row in rows):
         raise UserError(f"stage {stage.name}: centered_cosine needs captions, and no row has one")
     return rows
+
+
+def _refused_texts(
+    model: Any, processor: Any, config: TrainConfig, records: list[Record]
+) -> list[str]:
+    """The texts of the corpus that the LLM refuses, asked what most pictures are asked."""
+    if config.synthetic is None:
+        return []
+    texts = read_texts(config.synthetic.texts)
+    asked = Counter(it.messages[0][1] for it in records if it.image is not None)
+    question = asked.most_common(1)[0][0] if asked else DEFAULT_QUESTION
+    verdicts = refuses(model, processor, texts, [question] * len(texts))
+    return [text for text, verdict in zip(texts, verdicts, strict=True) if verdict]
 
 
 def _probe_rows(model: Any, processor: Any, config: TrainConfig) -> dict[str, list[EncodedRecord]]:
@@ -206,7 +230,7 @@ def _train_stage(
     stage: StageConfig,
     rows: list[EncodedRecord],
     collator: Collator,
-    texts: TextCache,
+    states: TextCache,
     probes: dict[str, dict[str, Tensor]],
     progress_bar: bool,
 ) -> None:
@@ -220,8 +244,8 @@ def _train_stage(
     task = AlignmentTask(model, stage.objective)
     estimate_center(task, rows, collator)
     if config.cache_text and stage.objective.weight > 0 and not task.reference_moves:
-        texts.add(task, rows, collator)
-        collator = Collator(collator.pad_token_id, collator.load_pixels, texts)
+        states.add(task, rows, collator)
+        collator = Collator(collator.pad_token_id, collator.load_pixels, states)
     trainer = TGATrainer(
         task,
         stage,

@@ -96,7 +96,7 @@ def seen(monkeypatch):
 def test_how_a_step_is_cut_into_batches_changes_nothing(
     similarity, settings, checkpoint, tmp_path, seen
 ):
-    """25 rows of every kind in steps of 8: every fourth step holds one row only."""
+    """25 rows of every kind in steps of 8: a pass ends within a step."""
     runs, orders = {}, {}
     for size, accumulation in ((8, 1), (1, 8), (2, 4)):
         stage = {
@@ -108,9 +108,9 @@ def test_how_a_step_is_cut_into_batches_changes_nothing(
         runs[size] = run(settings(tmp_path / str(size), stage))
         orders[size] = tuple(seen)
     weights, lines = runs[8]
-    trained = 8 + 8 + 8 + 1 + 8 + 8 + 8
-    assert len(set(orders[8][:25])) > 20
-    assert orders[8][:25] != orders[8][25:trained] + orders[8][: 50 - trained]  # shuffled anew
+    trained = STEPS * 8
+    assert len(set(orders[8][:24])) > 20
+    assert orders[8][:24] != orders[8][24:48]  # shuffled anew
     assert farthest(weights, load_file(checkpoint / "model.safetensors")) > 1e-3
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for size in (1, 2):
@@ -136,12 +136,12 @@ TWO_STAGES = (
         },
     },
 )
-# Stage 1 has 18 rows: an epoch of 3 steps, the last of them short. Stage 2 has 25: 4 steps.
+# Stage 1 has 18 rows, stage 2 has 25: passes of two and of three whole steps.
 KILLS = {
     "before the first state of stage 1": ("step", "stage1", 1),
-    "stage 1, from a state between two epochs": ("step", "stage1", 5),
-    "stage 2, from a state within an epoch": ("step", "stage2", 4),
-    "stage 2, in its second epoch": ("step", "stage2", 6),
+    "stage 1, from a state of its second pass": ("step", "stage1", 5),
+    "stage 2, from a state within a pass": ("step", "stage2", 4),
+    "stage 2, in its second pass": ("step", "stage2", 6),
     "while a state is written": ("state", "stage2", 6),
     "before the result of stage 2 is written": ("end of stage", "stage2", STEPS),
     "while the checkpoint is written": ("checkpoint", "", 0),
@@ -233,6 +233,48 @@ def test_cached_vision_features_change_nothing(straight, settings, tmp_path):
     assert farthest(cached, straight[0]) < 1e-5
     for ours, theirs in zip(lines, straight[1], strict=True):
         assert ours["ce"] == pytest.approx(theirs["ce"], rel=1e-5)
+
+
+def test_kept_states_of_texts_change_nothing(straight, settings, tmp_path):
+    """The reference is frozen in both stages, and its states do not depend on the batch."""
+    cached, lines = run(settings(tmp_path / "run", *TWO_STAGES, cache_text=True))
+    assert farthest(cached, straight[0]) < 1e-5
+    for ours, theirs in zip(lines, straight[1], strict=True):
+        assert ours["guide"] == pytest.approx(theirs["guide"], rel=1e-4, abs=1e-5)
+
+
+def test_a_reference_that_moves_is_never_kept(settings, tmp_path):
+    stage = {"objective": {"reference": "live", "similarity": "cosine"}}
+    plain, _ = run(settings(tmp_path / "plain", stage))
+    cached, _ = run(settings(tmp_path / "cached", stage, cache_text=True))
+    assert identical(plain, cached)
+
+
+def test_probes_are_logged_and_change_nothing(straight, settings, rows, tmp_path):
+    complete = [
+        row
+        for row in rows.data
+        if row.keys() >= {"image", "caption", "messages"} and len(row["messages"]) > 1
+    ]
+    path = tmp_path / "probe.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in complete[:4]))
+    probes = {"probes": {"some": str(path)}, "image_root": str(rows.path.parent)}
+    weights, _ = run(settings(tmp_path / "run", *TWO_STAGES, **probes))
+    assert identical(weights, straight[0])
+    text = (tmp_path / "run" / "stage2" / "conflict.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["step"] for line in lines] == [1, 3, 6]
+    assert {line["probe"] for line in lines} == {"some"}
+    assert all(len(line["cosine"]) == 4 for line in lines)
+    assert all(any(abs(value) > 1e-3 for value in line["cosine"]) for line in lines)
+
+
+def test_a_probe_that_cannot_be_compared_is_named(settings, rows, tmp_path):
+    path = tmp_path / "probe.jsonl"
+    path.write_text(json.dumps(next(row for row in rows.data if "image" not in row)) + "\n")
+    probes = {"probes": {"some": str(path)}, "image_root": str(rows.path.parent)}
+    with pytest.raises(UserError, match=r"probe.jsonl:1: a probe needs an image, a caption"):
+        run(settings(tmp_path / "run", *TWO_STAGES, **probes))
 
 
 def test_logging_more_rarely_logs_the_mean(straight, settings, tmp_path):

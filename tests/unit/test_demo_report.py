@@ -87,7 +87,7 @@ def synthetic(seeds: int = 3) -> dict[str, Any]:
     labels = {"ce": "answered", "released_nograd": "undetermined", "tga": "refused"}
     answers = {arm: {"text": texts[arm], "label": labels[arm]} for arm in arms}
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "condition": "guided",
         "seeds": list(range(seeds)),
         "arms": {name: synthetic_arm(dsr, seeds) for name, dsr in arms.items()},
@@ -251,7 +251,7 @@ def blank(value: Any, missing: Any) -> Any:
 
 @pytest.mark.parametrize("missing", [None, math.nan])
 def test_missing_numbers_render_as_na(folder: Path, missing: float | None) -> None:
-    results = {**blank(synthetic(), missing), "schema_version": 1, "seeds": [0, 1, 2]}
+    results = {**blank(synthetic(), missing), "schema_version": 2, "seeds": [0, 1, 2]}
     page = write_demo_report(results, folder).read_text(encoding="utf-8")
     assert page.count("n/a") > 50
     assert not re.search(r"\b(nan|None)\b", re.sub(r"<style.*?</style>", "", page, flags=re.S))
@@ -259,7 +259,7 @@ def test_missing_numbers_render_as_na(folder: Path, missing: float | None) -> No
 
 
 def test_an_arm_with_nothing_in_it_and_nothing_else_given(folder: Path) -> None:
-    results = {"schema_version": 1, "arms": {"tga": {}}, "gallery": [{"scene": "knife"}]}
+    results = {"schema_version": 2, "arms": {"tga": {}}, "gallery": [{"scene": "knife"}]}
     page = write_demo_report(results, folder).read_text(encoding="utf-8")
     assert "n/a" in page
     assert "picture missing" in page
@@ -274,12 +274,12 @@ def test_one_missing_scene_leaves_the_others(folder: Path) -> None:
     assert "n/a" in row[: row.index("</tr>")]
 
 
-@pytest.mark.parametrize("results", [{}, {"schema_version": 2, "arms": {"a": {}}}])
+@pytest.mark.parametrize("results", [{}, {"schema_version": 1, "arms": {"a": {}}}])
 def test_other_schema_is_refused(folder: Path, results: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="schema_version"):
         write_demo_report(results, folder)
     with pytest.raises(UserError, match="no arms"):
-        write_demo_report({"schema_version": 1, "arms": {}}, folder)
+        write_demo_report({"schema_version": 2, "arms": {}}, folder)
 
 
 def test_difference_is_newcombes_interval() -> None:

@@ -16,7 +16,8 @@ from tgalign.data.encode import Encoder
 from tgalign.errors import UserError
 from tgalign.lab.base_clip import new_clip
 from tgalign.retrieval.exact import encode_texts
-from tgalign.synthetic import fit_bridge, synthetic_features, synthetic_rows, with_companions
+from tgalign.synthetic import fit_bridge, read_texts, synthetic_features, synthetic_rows
+from tgalign.text_gate import with_companions
 from tgalign.vision_cache import VisionCache
 
 CHANNELS, TOKENS = 48, 17
@@ -101,7 +102,7 @@ def test_rows_of_a_corpus_have_their_text_as_caption_and_features_that_show_it(
 ):
     config = SyntheticConfig(clip=clip, texts=texts)
     before = len(cache.features_BTD)
-    made = synthetic_rows(config, rows.records, cache, encoder, seed=0)
+    made = synthetic_rows(config, TEXTS, rows.records, cache, encoder, seed=0)
     assert len(made) == len(TEXTS)
     for row, text in zip(made, TEXTS, strict=True):
         assert row.retrieved is None
@@ -123,7 +124,8 @@ def test_rows_of_a_corpus_have_their_text_as_caption_and_features_that_show_it(
 def test_pictures_keep_their_features(clip, texts, rows, cache, encoder):
     paths = [record.image for record in rows.records if record.image is not None]
     before_BTD = cache(paths)
-    synthetic_rows(SyntheticConfig(clip=clip, texts=texts), rows.records, cache, encoder, seed=0)
+    config = SyntheticConfig(clip=clip, texts=texts)
+    synthetic_rows(config, TEXTS, rows.records, cache, encoder, seed=0)
     assert torch.equal(cache(paths), before_BTD)
 
 
@@ -139,12 +141,13 @@ def test_pictures_keep_their_features(clip, texts, rows, cache, encoder):
         ([], "holds no text"),
     ],
 )
-def test_a_bad_corpus_is_refused_by_file_and_row(
-    lines, message, clip, tmp_path, rows, cache, encoder
-):
-    config = SyntheticConfig(clip=clip, texts=corpus(tmp_path, lines))
+def test_a_bad_corpus_is_refused_by_file_and_row(lines, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        synthetic_rows(config, rows.records, cache, encoder, seed=0)
+        read_texts(corpus(tmp_path, lines))
+
+
+def test_a_good_corpus_is_read(texts):
+    assert read_texts(texts) == TEXTS
 
 
 def test_a_missing_corpus_and_a_clip_that_is_none_are_refused(
@@ -152,10 +155,10 @@ def test_a_missing_corpus_and_a_clip_that_is_none_are_refused(
 ):
     def make(**options):
         config = SyntheticConfig(**({"clip": clip, "texts": texts} | options))
-        return synthetic_rows(config, rows.records, cache, encoder, seed=0)
+        return synthetic_rows(config, TEXTS, rows.records, cache, encoder, seed=0)
 
     with pytest.raises(UserError, match="no texts at"):
-        make(texts=tmp_path / "none.jsonl")
+        read_texts(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="cannot be loaded"):
         make(clip=tmp_path)
     with pytest.raises(UserError, match="cannot be loaded"):
@@ -166,13 +169,14 @@ def test_a_clip_of_another_tower_is_refused(clip, texts, rows, encoder):
     paths = [record.image for record in rows.records if record.image is not None]
     wide = VisionCache(paths, torch.zeros(len(paths), TOKENS, CHANNELS + 1))
     with pytest.raises(UserError, match="48 channels, the LLaVA's vision tower 49"):
-        synthetic_rows(SyntheticConfig(clip=clip, texts=texts), rows.records, wide, encoder, seed=0)
+        config = SyntheticConfig(clip=clip, texts=texts)
+        synthetic_rows(config, TEXTS, rows.records, wide, encoder, seed=0)
 
 
 def test_records_without_captions_are_refused(clip, texts, rows, cache, encoder):
     bare = [dataclasses.replace(record, caption=None) for record in rows.records]
     with pytest.raises(UserError, match="need records with an image and a caption"):
-        synthetic_rows(SyntheticConfig(clip=clip, texts=texts), bare, cache, encoder, seed=0)
+        synthetic_rows(SyntheticConfig(clip=clip, texts=texts), TEXTS, bare, cache, encoder, seed=0)
 
 
 def test_companions_are_the_wanted_share_the_same_each_time_and_of_all_texts(rows, encode):
@@ -186,6 +190,7 @@ def test_companions_are_the_wanted_share_the_same_each_time_and_of_all_texts(row
     assert {it.input_ids[0] for it in chosen} == set(range(20))
     assert [dataclasses.replace(it, companion=None) for it in paired] == many
     assert all(it.companion is not None for it in with_companions(many, synthetic, 1.0))
+    assert with_companions(many, [], 1.0) == many
 
 
 def test_a_batch_holds_its_rows_first_and_their_companions_last(rows, encode, collator):

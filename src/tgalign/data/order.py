@@ -13,7 +13,7 @@ def row_order(lengths: Sequence[int], *, steps: int, rows_per_step: int, seed: i
     """Draw the rows of every optimizer step, so that little of a batch is padding.
 
     Every row comes once in a pass over the data, in random order but for this: of each ``CHUNK``
-    steps' rows, similar lengths share a step, and the steps are shuffled again.
+    steps' rows, similar lengths share a step, and these steps are shuffled again.
 
     Args:
         lengths: Tokens of every row; at least one row.
@@ -25,15 +25,16 @@ def row_order(lengths: Sequence[int], *, steps: int, rows_per_step: int, seed: i
         ``steps * rows_per_step`` row numbers; a run that goes on skips the first of them.
     """
     rng = random.Random(f"row-order-{seed}")
-    wanted = steps * rows_per_step
-    drawn: list[int] = []
-    while len(drawn) < wanted:
-        drawn += rng.sample(range(len(lengths)), len(lengths))
     order: list[int] = []
-    size = CHUNK * rows_per_step
-    for start in range(0, wanted, size):
-        chunk = sorted(drawn[start : min(start + size, wanted)], key=lambda row: lengths[row])
-        parts = [chunk[i : i + rows_per_step] for i in range(0, len(chunk), rows_per_step)]
-        rng.shuffle(parts)
-        order += [row for part in parts for row in rng.sample(part, len(part))]
-    return order
+    left: list[int] = []  # rows of a pass that fill no step go before the next pass
+    while len(order) < steps * rows_per_step:
+        drawn = left + rng.sample(range(len(lengths)), len(lengths))
+        whole = len(drawn) - len(drawn) % rows_per_step
+        drawn, left = drawn[:whole], drawn[whole:]
+        for start in range(0, whole, CHUNK * rows_per_step):
+            chunk = drawn[start : start + CHUNK * rows_per_step]
+            chunk.sort(key=lambda row: lengths[row])
+            parts = [chunk[i : i + rows_per_step] for i in range(0, len(chunk), rows_per_step)]
+            rng.shuffle(parts)
+            order += [row for part in parts for row in rng.sample(part, len(part))]
+    return order[: steps * rows_per_step]

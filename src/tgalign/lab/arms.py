@@ -18,13 +18,15 @@ class Arm:
         stage1: The objective of stage 1.
         stage2: The objective of stage 2.
         text_gate: Whether answers that the LLM refuses in words are not learnt.
-        synthetic: Share of the rows with a synthetic picture beside them; 0: none are made.
+        companions: Share of the rows with a picture beside them that the LLM refuses in words.
+        synthetic: Whether pictures are made of texts for this.
     """
 
     stage1: ObjectiveConfig
     stage2: ObjectiveConfig
     text_gate: bool = False
-    synthetic: float = 0.0
+    companions: float = 0.0
+    synthetic: bool = False
 
 
 _CE = ObjectiveConfig(weight=0.0)
@@ -44,11 +46,11 @@ ARMS: dict[str, Arm] = {
     "ce": Arm(_CE, _CE),
     "released_nograd": Arm(_RELEASED_NOGRAD, _RELEASED_NOGRAD),
     "paper": Arm(_PAPER, _PAPER),
-    "tga": Arm(_TGA, _FADING, text_gate=True, synthetic=0.5),
+    "tga": Arm(_TGA, _FADING, text_gate=True, companions=0.25, synthetic=True),
     # What of tga does it: without the one, without the other, and without the guide.
     "tga_plain": Arm(_TGA, _FADING),
     "tga_gate": Arm(_TGA, _FADING, text_gate=True),
-    "tga_synthetic": Arm(_TGA, _FADING, synthetic=0.5),
+    "tga_companions": Arm(_TGA, _FADING, text_gate=True, companions=0.25),
     "ce_gate": Arm(_CE, _CE, text_gate=True),
 }
 DEFAULT_ARMS = ("ce", "released_nograd", "tga")
@@ -88,9 +90,7 @@ def arm_config(
     arm = ARMS[name]
     synthetic = None
     if arm.synthetic:
-        synthetic = SyntheticConfig(
-            clip=ASSETS / CLIP, texts=data / "corpus.jsonl", share=arm.synthetic
-        )
+        synthetic = SyntheticConfig(clip=ASSETS / CLIP, texts=data / "corpus.jsonl")
     return TrainConfig(
         model=model,
         records=data / "records.jsonl",
@@ -102,6 +102,7 @@ def arm_config(
         cache_vision=True,
         cache_text=True,
         text_gate=arm.text_gate,
+        companions=arm.companions,
         synthetic=synthetic,
         save_steps=100,
         logging_steps=1 if smoke else 20,

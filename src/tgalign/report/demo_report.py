@@ -17,7 +17,7 @@ from tgalign.files import write_text
 from tgalign.report import verdict
 from tgalign.report.plots import draw_plots
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _CONDITIONS = {
     "absent": "no toxic picture is in the alignment data",

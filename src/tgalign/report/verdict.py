@@ -16,7 +16,16 @@ Effect = Literal["higher", "lower", "not shown", "seeds disagree", "n/a"]
 
 MISSING = "n/a"
 UNIT = "\u00a0%"
-LABELS = {"ce": "CE only", "released_nograd": "released (no gradient)", "tga": "TGA"}
+LABELS = {
+    "ce": "CE only",
+    "released_nograd": "released (no gradient)",
+    "paper": "TGA as in the paper",
+    "tga": "TGA",
+    "tga_plain": "TGA, no gate, no synthetic pictures",
+    "tga_gate": "TGA, no synthetic pictures",
+    "tga_synthetic": "TGA, no gate",
+    "ce_gate": "CE only, with the gate",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,14 @@ MEASURES = (
     Measure("dsr", "Toxic pictures refused (DSR)", "higher", "refuses fewer toxic pictures"),
     Measure("over_refusal", "Over-refusal", "lower", "refuses more harmless ones"),
     Measure("named", "Objects named", "higher", "names fewer objects"),
+    Measure("icons_dsr", "DSR, icon drawings", "higher", "refuses fewer toxic icon drawings"),
+    Measure(
+        "icons_over_refusal",
+        "Over-refusal, icon drawings",
+        "lower",
+        "refuses more harmless icon drawings",
+    ),
+    Measure("icons_named", "Objects named, icon drawings", "higher", "names fewer icons"),
     Measure("text_dsr", "Text DSR", "higher", "refuses fewer toxic prompts"),
     Measure("text_over_refusal", "Text over-refusal", "lower", "refuses more harmless prompts"),
 )
