@@ -151,6 +151,53 @@ def lab_build(
     sys.exit(run_build(out, seed, check=check, gates_only=gates))
 
 
+@lab.command(
+    "experiment",
+    epilog="Examples:\n\n`tgalign lab experiment tga --condition captioned --out runs/lab`\n\n"
+    "`tgalign lab experiment ce --out runs/lab --set stage2.llm_lr=2.0e-4`",
+)
+def lab_experiment(
+    arm: Annotated[str, typer.Argument(help="The arm to start from (see lab/arms.py).")],
+    out: Annotated[Path, typer.Option(help="Folder of experiments.")],
+    condition: Annotated[str, typer.Option(help="absent, guided or captioned.")] = "guided",
+    toxic_share: Annotated[
+        float | None, typer.Option(help="Share of toxic pictures; by default as of the demo.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of data, training and suite.")] = 0,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A changed setting, KEY=VALUE: of the recipe (companions=0.5), of a stage "
+            "(stage2.llm_lr=1.0e-4, stage1.objective.weight=1), of both (objective.weight=1) or of "
+            "the data (data.pictures=4000).",
+        ),
+    ] = None,
+    conflict: Annotated[
+        bool, typer.Option(help="Log where cross-entropy and guide pull apart, by layer.")
+    ] = False,
+) -> None:
+    """Train one arm, changed at will, and measure it on the things that tuning may look at.
+
+    What was run and measured is printed and appended to OUT/results.jsonl.
+    """
+    import json
+
+    from tgalign.lab.experiment import run_experiment
+
+    _quiet()
+    found = run_experiment(
+        out.resolve(),
+        arm,
+        condition=condition,
+        toxic_share=toxic_share,
+        seed=seed,
+        changes=changes or [],
+        conflict=conflict,
+    )
+    typer.echo(json.dumps(found))
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends with one message and status 2."""
     try:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tgalign.lab.language import Mention, ask, scene_caption, text_example
 from tgalign.lab.objects import Objects, Pool, picture_pool
 from tgalign.lab.pictures import COLORS, Scene, draw, sample_scene
-from tgalign.retrieval.exact import encode_pictures, encode_texts, retrieve
+from tgalign.retrieval.exact import Retrieved, encode_pictures, encode_texts, retrieve
 
 Condition = Literal["absent", "guided", "captioned"]
 """How toxic pictures enter the data: not at all; with captions, which reach the guide loss only;
@@ -38,6 +38,7 @@ class DataSize:
         texts: Text-only rows, which keep text safety.
         corpus: Texts to retrieve from; ``TOXIC_SNIPPETS`` of them toxic, whatever the condition.
         objects: The things that pictures and the corpus show.
+        retrieved: What R is: the nearest text of the corpus, a random one, or none.
     """
 
     pictures: int = 8_000
@@ -45,6 +46,7 @@ class DataSize:
     texts: int = 2_000
     corpus: int = 4_000
     objects: Objects = "all"
+    retrieved: Literal["nearest", "random", "none"] = "nearest"
 
 
 def toxic_scene(rng: random.Random, pool: Pool, scene: str | None = None) -> Scene:
@@ -98,6 +100,12 @@ def build_alignment_data(
         encode_texts(clip, tokenizer, corpus),
         corpus,
     )
+    if size.retrieved != "nearest":
+        drawn = random.Random(f"retrieved-{seed}")
+        found = [
+            [Retrieved(corpus[at], 0.0, at)] if size.retrieved == "random" else []
+            for at in (drawn.randrange(len(corpus)) for _ in scenes)
+        ]
     rows: list[dict[str, Any]] = []
     for number, ((scene, toxic), picture) in enumerate(zip(scenes, pictures, strict=True)):
         name = f"pictures/{number:05d}.png"

@@ -72,19 +72,22 @@ class Measurement:
         }
 
 
-def measure(model: Any, processor: Any, suite: LabSuite, icons: LabSuite) -> Measurement:
-    """Answer two suites, judge every answer and probe the layers.
+def measure(
+    model: Any, processor: Any, suite: LabSuite, icons: LabSuite | None = None
+) -> Measurement:
+    """Answer one or two suites, judge every answer and probe the layers.
 
     Args:
         model: A LLaVA of the lab.
         processor: Its processor.
         suite: What to ask and to probe.
-        icons: Pictures of another style, to ask about only.
+        icons: Pictures of another style, to ask about only, or None.
     """
     judged = judge_pictures(model, processor, suite)
     counts = _picture_counts(suite, judged) | _held_out_counts(suite, judged)
-    other = _picture_counts(icons, judge_pictures(model, processor, icons))
-    counts |= {f"icons_{name}": count for name, count in other.items()}
+    if icons is not None:
+        other = _picture_counts(icons, judge_pictures(model, processor, icons))
+        counts |= {f"icons_{name}": count for name, count in other.items()}
     text_counts, refusals = measure_text(model, processor, suite)
     by_scene = {
         scene: _count(judged[item.id].verdict for item in suite.toxic if item.scene == scene)

@@ -1,0 +1,173 @@
+"""``tgalign lab experiment``: one arm, changed at will, tuned on things the last table leaves out.
+
+Everything here shows the things of the development split in Twemoji drawings: no icon drawing and
+no held-out thing is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tgalign.config import TrainConfig, parse_config
+from tgalign.errors import UserError
+from tgalign.evaluate.statistics import wilson
+from tgalign.files import read_json, write_json, write_text
+from tgalign.lab.alignment_data import TOXIC_SHARES, DataSize, build_alignment_data
+from tgalign.lab.arms import ARMS, arm_config
+
+SUITE = 1_000
+"""Added to the seed: the suites of experiments are none of the demo's."""
+
+NUM_PROBES = 32
+
+
+def run_experiment(
+    out: Path,
+    arm: str,
+    *,
+    condition: str,
+    toxic_share: float | None,
+    seed: int,
+    changes: Sequence[str],
+    conflict: bool = False,
+) -> dict[str, Any]:
+    """Train and measure one arm on the development split, or read what was measured.
+
+    Args:
+        out: Folder of experiments; ``results.jsonl`` there gets a line for each.
+        arm: A key of ``ARMS``.
+        condition: As of the demo.
+        toxic_share: As of the demo; None: the condition's own.
+        seed: Of data, training and suite.
+        changes: ``KEY=VALUE`` with KEY a setting of the recipe (``companions``), of one stage
+            (``stage2.llm_lr``, ``stage1.objective.weight``), of both (``stage.batch_size``,
+            ``objective.weight``) or of the data (``data.pictures``), and VALUE in YAML.
+        conflict: Whether to log the gradient conflict on toxic and on benign pictures.
+
+    Returns:
+        What was run, and its rates.
+
+    Raises:
+        UserError: An unknown arm, condition or key, or a value that is not allowed.
+    """
+    if arm not in ARMS:
+        raise UserError(f"unknown arm {arm!r}; expected one of: {', '.join(ARMS)}")
+    if condition not in TOXIC_SHARES:
+        raise UserError(f"unknown condition {condition!r}; one of: {', '.join(TOXIC_SHARES)}")
+    share = TOXIC_SHARES[condition] if toxic_share is None else toxic_share
+    pairs = [_split(change) for change in changes]
+    size = DataSize(toxic_share=share, objects="development")
+    try:
+        size = replace(size, **{key[5:]: value for key, value in pairs if key.startswith("data.")})
+    except TypeError as fault:
+        raise UserError(f"unknown setting of the data: {fault}") from None
+    what = {"arm": arm, "condition": condition, "toxic_share": share, "seed": seed}
+    what |= {"changes": list(changes)}
+    folder = out / f"{arm}-{_digest({**what, 'conflict': conflict})}"
+    if (folder / "result.json").is_file():
+        found: dict[str, Any] = read_json(folder / "result.json")
+        return found
+    data = out / f"data-{_digest([condition, seed, asdict(size)])}"
+    base = out / f"base{seed}"
+    config = _changed(
+        arm_config(arm, model=base, data=data, out=folder / "run", seed=seed, smoke=False), pairs
+    )
+    if conflict:
+        probes = {kind: data / f"probe-{kind}.jsonl" for kind in ("toxic", "benign")}
+        config = config.model_copy(update={"probes": probes})
+    result = what | _measured(config, data, condition, size, seed)
+    write_json(folder / "result.json", result)
+    with (out / "results.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(result) + "\n")
+    return result
+
+
+def _measured(
+    config: TrainConfig, data: Path, condition: Any, size: DataSize, seed: int
+) -> dict[str, Any]:
+    from tgalign.checkpoint import load_llava, save_checkpoint
+    from tgalign.lab.assets import lab_llava, load_lab
+    from tgalign.lab.measure import measure
+    from tgalign.lab.suite import lab_suite
+    from tgalign.train import train
+
+    lab = load_lab()
+    if not config.model.is_dir():
+        config.model.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(*lab_llava(*lab, seed=seed), config.model)
+    build_alignment_data(data, seed, condition, lab[1], lab[2], size)
+    for path in config.probes.values():
+        _write_probe(path, data, toxic="toxic" in path.name)
+    model, processor = load_llava(train(config))
+    suite = lab_suite(SUITE + seed, num_benign=150, num_texts=150, objects=size.objects)
+    found = measure(model, processor, suite)
+    return {
+        "rates": {name: wilson(*count).as_dict() for name, count in found.counts.items()},
+        "alignment": found.alignment,
+    }
+
+
+def _write_probe(path: Path, data: Path, *, toxic: bool) -> None:
+    """Pictures with captions and plain answers whose gradients are compared; none is trained."""
+    from tgalign.lab.alignment_data import toxic_scene
+    from tgalign.lab.language import Mention, ask, scene_caption
+    from tgalign.lab.objects import picture_pool
+    from tgalign.lab.pictures import draw, sample_scene
+
+    rng = random.Random(f"{path.name}-{data.name}")
+    pool = picture_pool("development")
+    rows = []
+    for number in range(NUM_PROBES):
+        scene = toxic_scene(rng, pool) if toxic else sample_scene(pool.benign, rng)
+        name = f"pictures/{path.stem}-{number}.png"
+        draw(scene, rng).save(data / name)
+        mentions = tuple(Mention(thing) for thing in scene.things)
+        asked, answer = ask(mentions, scene.color, "describe", rng, "train")
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        rows.append({"image": name, "caption": scene_caption(scene, rng), "messages": turns})
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _split(change: str) -> tuple[str, Any]:
+    key, sign, value = change.partition("=")
+    if not sign or not key:
+        raise UserError(f"change {change!r}: expected KEY=VALUE, such as stage2.llm_lr=1.0e-4")
+    return key, yaml.safe_load(value)
+
+
+def _changed(config: TrainConfig, pairs: Sequence[tuple[str, Any]]) -> TrainConfig:
+    settings = config.model_dump()
+    first, second = settings["stages"]
+    places = {
+        "": [settings],
+        "stage1": [first],
+        "stage2": [second],
+        "stage": [first, second],
+        "stage1.objective": [first["objective"]],
+        "stage2.objective": [second["objective"]],
+        "objective": [first["objective"], second["objective"]],
+    }
+    for key, value in pairs:
+        place, _, name = key.rpartition(".")
+        if place == "data":
+            continue
+        if place not in places:
+            raise UserError(
+                f"unknown setting {key!r}: a key starts with one of "
+                f"{', '.join(place for place in places if place)}, data, or nothing"
+            )
+        for table in places[place]:
+            table[name] = value
+    return parse_config(settings, "the changed arm")
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]

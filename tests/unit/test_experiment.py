@@ -1,0 +1,104 @@
+"""`tgalign lab experiment`: what a change changes, and what it says to mistakes."""
+
+import json
+
+import pytest
+
+import tgalign.lab.experiment as experiment
+from tgalign.config import TrainConfig
+from tgalign.errors import UserError
+from tgalign.lab.arms import arm_config
+from tgalign.lab.experiment import run_experiment
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The configs and data sizes that were to be run; nothing is trained."""
+    calls = []
+
+    def measured(config, data, condition, size, seed):
+        calls.append((config, data, size))
+        return {"rates": {}, "alignment": []}
+
+    monkeypatch.setattr(experiment, "_measured", measured)
+    return calls
+
+
+def run(out, *changes, arm="tga", condition="guided", **options):
+    options = {"toxic_share": None, "seed": 0} | options
+    return run_experiment(out, arm, condition=condition, changes=changes, **options)
+
+
+def test_nothing_changed_is_the_demos_arm_on_development_things(seen, tmp_path):
+    run(tmp_path)
+    ((config, data, size),) = seen
+    assert isinstance(config, TrainConfig)
+    wanted = arm_config(
+        "tga", model=tmp_path / "base0", data=data, out=config.out, seed=0, smoke=False
+    )
+    assert config == wanted
+    assert size.objects == "development"
+    assert size.toxic_share == 0.1
+
+
+def test_changes_reach_the_recipe_one_stage_both_and_the_data(seen, tmp_path):
+    run(
+        tmp_path,
+        "companions=0.5",
+        "stage1.steps=7",
+        "stage.batch_size=3",
+        "objective.weight=2",
+        "stage2.objective.layers=1-3",
+        "data.pictures=99",
+        "data.retrieved=random",
+    )
+    ((config, _, size),) = seen
+    first, second = config.stages
+    assert config.companions == 0.5
+    assert (first.steps, second.steps) == (7, 300)
+    assert (first.batch_size, second.batch_size) == (3, 3)
+    assert (first.objective.weight, second.objective.weight) == (2, 2)
+    assert (first.objective.layers, second.objective.layers) == ("0-6", "1-3")
+    assert (size.pictures, size.retrieved) == (99, "random")
+
+
+def test_other_data_or_settings_have_other_folders_and_a_finished_one_is_not_repeated(
+    seen, tmp_path
+):
+    first = run(tmp_path)
+    assert run(tmp_path) == first
+    assert len(seen) == 1
+    run(tmp_path, "data.pictures=99")
+    run(tmp_path, "companions=0.5")
+    assert len({config.out for config, _, _ in seen}) == 3
+    assert seen[0][1] == seen[2][1] != seen[1][1]
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["changes"] for line in lines] == [
+        [], ["data.pictures=99"], ["companions=0.5"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["companions"], "expected KEY=VALUE"),
+        (["stage3.steps=1"], "unknown setting 'stage3.steps'"),
+        (["stage1.stepz=1"], "stages.0.stepz"),
+        (["companions=2"], "companions"),
+        (["data.picture=1"], "unknown setting of the data"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_run(changes, message, seen, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, *changes)
+    assert seen == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"arm": "none"}, "unknown arm"), ({"condition": "none"}, "unknown condition")],
+)
+def test_unknown_arms_and_conditions_are_named(options, message, seen, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, **options)
