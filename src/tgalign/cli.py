@@ -62,6 +62,10 @@ def demo(
         float | None,
         typer.Option(help="Share of toxic pictures; by default 0.1, in captioned 0.05."),
     ] = None,
+    style: Annotated[
+        str,
+        typer.Option(help="How pictures are drawn: icons (nothing was tuned on them) or emoji."),
+    ] = "icons",
     arms: Annotated[
         str | None,
         typer.Option(
@@ -85,6 +89,7 @@ def demo(
         num_seeds=seeds,
         condition=condition,
         toxic_share=toxic_share,
+        style=style,
         arms=[arm.strip() for arm in arms.split(",")] if arms else None,
         smoke=smoke,
     )

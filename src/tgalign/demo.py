@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 
@@ -16,7 +16,6 @@ from tgalign.errors import UserError
 from tgalign.files import is_free, read_json, write_json, write_text
 
 if TYPE_CHECKING:
-    from tgalign.lab.objects import Style
     from tgalign.lab.suite import LabSuite
 
 SCHEMA_VERSION = 2
@@ -28,6 +27,7 @@ def run_demo(
     num_seeds: int,
     condition: str,
     toxic_share: float | None = None,
+    style: str = "icons",
     arms: Sequence[str] | None = None,
     smoke: bool = False,
 ) -> dict[str, Any]:
@@ -40,6 +40,7 @@ def run_demo(
         condition: ``absent``, ``guided`` or ``captioned``.
         toxic_share: Share of the pictures that show something toxic; by default 0.1, in
             ``captioned`` 0.05, in ``absent`` always 0.
+        style: How the pictures are drawn: ``icons``, on which nothing was tuned, or ``emoji``.
         arms: Which arms, ``ce`` among them; by default ``DEFAULT_ARMS``.
         smoke: A few steps and items only.
 
@@ -53,6 +54,7 @@ def run_demo(
     from tgalign.lab.alignment_data import TOXIC_SHARES
     from tgalign.lab.arms import ARMS, DEFAULT_ARMS
     from tgalign.lab.assets import load_lab
+    from tgalign.lab.objects import Style
 
     if condition not in TOXIC_SHARES:
         raise UserError(
@@ -64,6 +66,8 @@ def run_demo(
             f"toxic share {share} in condition {condition}: expected 0 in absent, elsewhere a "
             "number between 0 and 1"
         )
+    if style not in get_args(Style):
+        raise UserError(f"unknown style {style!r}; expected one of: {', '.join(get_args(Style))}")
     arms = list(dict.fromkeys(arms or DEFAULT_ARMS))
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown or "ce" not in arms:
@@ -72,7 +76,7 @@ def run_demo(
             f"{', '.join(arm for arm in ARMS if arm != 'ce')}"
         )
     out = out.resolve()
-    settings = {"condition": condition, "toxic_share": share, "smoke": smoke}
+    settings = {"condition": condition, "toxic_share": share, "style": style, "smoke": smoke}
     _claim(out, {"schema_version": SCHEMA_VERSION, **settings})
     from tgalign.report.demo_report import write_demo_report
 
@@ -87,9 +91,9 @@ def run_demo(
                 f"[bold]seed {seed} ({seed + 1} of {num_seeds}), {arm} "
                 f"({number + 1} of {len(arms) + 1})"
             )
-            run = _Run(out / f"seed{seed}", seed, condition, share, smoke, console)
+            run = _Run(out / f"seed{seed}", seed, condition, share, style, smoke, console)
             measured[seed][arm] = _run_arm(arm, run, (llm, clip, tokenizer))
-    gallery = _save_gallery(out, _suites(0, smoke)[0], measured[0])
+    gallery = _save_gallery(out, _suite(0, style, smoke), measured[0])
     results = assemble_results(measured, gallery, settings)
     write_json(out / "results.json", results)
     write_text(out / "table.md", markdown(results))
@@ -107,6 +111,7 @@ class _Run:
     seed: int
     condition: Any
     toxic_share: float
+    style: Any
     smoke: bool
     console: Console
 
@@ -121,7 +126,7 @@ def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
     from tgalign.train import train
 
     folder, seed = run.folder, run.seed
-    size = DataSize(toxic_share=run.toxic_share)
+    size = DataSize(toxic_share=run.toxic_share, style=run.style)
     if run.smoke:
         size = replace(size, pictures=60, texts=20, corpus=100)
     config = arm_config(
@@ -169,26 +174,22 @@ def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
         checkpoint = train(config)
         found |= _training_curve(folder / arm, [stage.name for stage in config.stages])
     model, processor = load_llava(checkpoint)
-    suites = _suites(seed, run.smoke)
-    asked = sum(len(suite.toxic) + len(suite.benign) for suite in suites)
-    run.console.print(f"  asking about {asked} pictures and {len(suites[0].texts)} texts")
-    found |= measure(model, processor, *suites).as_dict()
+    suite = _suite(seed, run.style, run.smoke)
+    asked = len(suite.toxic) + len(suite.benign)
+    run.console.print(f"  asking about {asked} pictures and {len(suite.texts)} texts")
+    found |= measure(model, processor, suite).as_dict()
     found["weights_sha256"] = sha256(checkpoint / "model.safetensors")
     found["seconds"] = time.monotonic() - start
     write_json(done, found)
     return found
 
 
-def _suites(seed: int, smoke: bool) -> tuple[LabSuite, LabSuite]:
-    """What to ask: emoji drawings, and icon drawings, which no setting was tuned on."""
+def _suite(seed: int, style: Any, smoke: bool) -> LabSuite:
     from tgalign.lab.suite import lab_suite
 
-    def suite(style: Style) -> LabSuite:
-        if smoke:
-            return lab_suite(seed, per_scene=2, num_benign=8, num_texts=8, style=style)
-        return lab_suite(seed, style=style)
-
-    return suite("emoji"), suite("icons")
+    if smoke:
+        return lab_suite(seed, per_scene=2, num_benign=8, num_texts=8, style=style)
+    return lab_suite(seed, style=style)
 
 
 def _training_curve(folder: Path, stages: list[str]) -> dict[str, Any]:

@@ -15,11 +15,7 @@ Found = dict[str, Any]
 """One arm's measurement of one seed (``demo._run_arm``)."""
 
 PICTURE_RATES = ("dsr", "over_refusal", "named", "undetermined")
-OTHER_RATES = (
-    "held_out_dsr",
-    "held_out_named",
-    *(f"icons_{name}" for name in PICTURE_RATES),
-)
+OTHER_RATES = ("held_out_dsr", "held_out_named")
 TEXT_RATES = ("text_dsr", "text_over_refusal", "text_named")
 ROWS = {
     "dsr": "DSR, all scenes",
@@ -28,10 +24,6 @@ ROWS = {
     "undetermined": "undetermined",
     "held_out_dsr": "DSR, things never tuned on",
     "held_out_named": "objects named, things never tuned on",
-    "icons_dsr": "DSR, icon drawings",
-    "icons_over_refusal": "over-refusal, icon drawings",
-    "icons_named": "objects named, icon drawings",
-    "icons_undetermined": "undetermined, icon drawings",
     "text_dsr": "text DSR",
     "text_over_refusal": "text over-refusal",
     "text_named": "objects named in text",
@@ -52,8 +44,8 @@ def assemble_results(
     Args:
         measured: By seed and arm (``base`` among them), what was measured.
         gallery: Pictures with answers, of the first seed.
-        settings: ``condition`` and ``toxic_share`` of the alignment data, and whether this was a
-            ``smoke`` run, whose figures mean nothing.
+        settings: ``condition``, ``toxic_share`` and ``style`` of the alignment data, and whether
+            this was a ``smoke`` run, whose figures mean nothing.
     """
     arms = [arm for arm in next(iter(measured.values())) if arm != "base"]
     base = [found["base"] for found in measured.values()]
@@ -155,7 +147,7 @@ def title(results: dict[str, Any]) -> str:
     warning = "SMOKE RUN, figures mean nothing: " if results["smoke"] else ""
     share = f"{100 * results['toxic_share']:g} %"
     return (
-        f"{warning}condition {results['condition']} ({share} toxic pictures), "
+        f"{warning}condition {results['condition']} ({share} toxic pictures), {results['style']}, "
         f"seeds {', '.join(map(str, results['seeds']))}, {results['seconds']:.0f} s: "
         "rate [95 % Wilson interval] n"
     )

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-import tgalign.lab.experiment as experiment
 from tgalign.config import TrainConfig
 from tgalign.errors import UserError
+from tgalign.lab import experiment
 from tgalign.lab.arms import arm_config
 from tgalign.lab.experiment import run_experiment
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tgalign.lab.language import Mention, ask, scene_caption, text_example
-from tgalign.lab.objects import Objects, Pool, picture_pool
+from tgalign.lab.objects import Objects, Pool, Style, picture_pool
 from tgalign.lab.pictures import COLORS, Scene, draw, sample_scene
 from tgalign.retrieval.exact import Retrieved, encode_pictures, encode_texts, retrieve
 
@@ -38,6 +38,7 @@ class DataSize:
         texts: Text-only rows, which keep text safety.
         corpus: Texts to retrieve from; ``TOXIC_SNIPPETS`` of them toxic, whatever the condition.
         objects: The things that pictures and the corpus show.
+        style: How the pictures are drawn.
         retrieved: What R is: the nearest text of the corpus, a random one, or none.
     """
 
@@ -46,6 +47,7 @@ class DataSize:
     texts: int = 2_000
     corpus: int = 4_000
     objects: Objects = "all"
+    style: Style = "emoji"
     retrieved: Literal["nearest", "random", "none"] = "nearest"
 
 
@@ -86,11 +88,11 @@ def build_alignment_data(
     (beside / "pictures").mkdir(parents=True)
     rng = random.Random(f"alignment-{condition}-{seed}")
     num_toxic = 0 if condition == "absent" else round(size.pictures * size.toxic_share)
-    pool = picture_pool(size.objects)
+    pool = picture_pool(size.objects, size.style)
     scenes = [(toxic_scene(rng, pool), True) for _ in range(num_toxic)]
     scenes += [(sample_scene(pool.benign, rng), False) for _ in range(size.pictures - num_toxic)]
     rng.shuffle(scenes)
-    pictures = [draw(scene, rng) for scene, _ in scenes]
+    pictures = [draw(scene, rng, style=size.style) for scene, _ in scenes]
     captions = [scene_caption(scene, rng) for scene, _ in scenes]
 
     corpus = _corpus(rng, size.corpus, pool)

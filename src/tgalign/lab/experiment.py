@@ -64,7 +64,7 @@ def run_experiment(
         raise UserError(f"unknown condition {condition!r}; one of: {', '.join(TOXIC_SHARES)}")
     share = TOXIC_SHARES[condition] if toxic_share is None else toxic_share
     pairs = [_split(change) for change in changes]
-    size = DataSize(toxic_share=share, objects="development")
+    size = DataSize(toxic_share=share, objects="development", style="emoji")
     try:
         size = replace(size, **{key[5:]: value for key, value in pairs if key.startswith("data.")})
     except TypeError as fault:
@@ -107,7 +107,9 @@ def _measured(
     for path in config.probes.values():
         _write_probe(path, data, toxic="toxic" in path.name)
     model, processor = load_llava(train(config))
-    suite = lab_suite(SUITE + seed, num_benign=150, num_texts=150, objects=size.objects)
+    suite = lab_suite(
+        SUITE + seed, num_benign=150, num_texts=150, objects=size.objects, style=size.style
+    )
     found = measure(model, processor, suite)
     return {
         "rates": {name: wilson(*count).as_dict() for name, count in found.counts.items()},
@@ -128,7 +130,7 @@ def _write_probe(path: Path, data: Path, *, toxic: bool) -> None:
     for number in range(NUM_PROBES):
         scene = toxic_scene(rng, pool) if toxic else sample_scene(pool.benign, rng)
         name = f"pictures/{path.stem}-{number}.png"
-        draw(scene, rng).save(data / name)
+        draw(scene, rng, style="emoji").save(data / name)
         mentions = tuple(Mention(thing) for thing in scene.things)
         asked, answer = ask(mentions, scene.color, "describe", rng, "train")
         turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]

@@ -41,8 +41,7 @@ class Measurement:
     Attributes:
         counts: Successes and trials of ``dsr``, ``over_refusal``, ``named``, ``undetermined``
             (pictures); ``held_out_dsr``, ``held_out_named`` (of these, the things no setting was
-            tuned on); ``icons_`` before the first four (icon drawings); ``text_dsr``,
-            ``text_over_refusal``, ``text_named``.
+            tuned on); ``text_dsr``, ``text_over_refusal``, ``text_named``.
         dsr_by_scene: The same of DSR, per scene.
         alignment: Per layer, of benign and (``toxic_``) of toxic pictures.
         logit_lens: Per layer, the mean probability of a refusal's first token on pictures.
@@ -72,22 +71,16 @@ class Measurement:
         }
 
 
-def measure(
-    model: Any, processor: Any, suite: LabSuite, icons: LabSuite | None = None
-) -> Measurement:
-    """Answer one or two suites, judge every answer and probe the layers.
+def measure(model: Any, processor: Any, suite: LabSuite) -> Measurement:
+    """Answer the whole suite, judge every answer and probe the layers.
 
     Args:
         model: A LLaVA of the lab.
         processor: Its processor.
-        suite: What to ask and to probe.
-        icons: Pictures of another style, to ask about only, or None.
+        suite: What to ask.
     """
     judged = judge_pictures(model, processor, suite)
     counts = _picture_counts(suite, judged) | _held_out_counts(suite, judged)
-    if icons is not None:
-        other = _picture_counts(icons, judge_pictures(model, processor, icons))
-        counts |= {f"icons_{name}": count for name, count in other.items()}
     text_counts, refusals = measure_text(model, processor, suite)
     by_scene = {
         scene: _count(judged[item.id].verdict for item in suite.toxic if item.scene == scene)

@@ -16,13 +16,10 @@ COLUMNS = {
     "dsr": "DSR",
     "over_refusal": "over-refusal",
     "named": "objects named",
-    "icons_dsr": "DSR, icons",
-    "icons_over_refusal": "over-refusal, icons",
-    "icons_named": "objects named, icons",
     "held_out_dsr": "DSR, never tuned on",
     "text_dsr": "text DSR",
 }
-_SHOWN = ("dsr", "named", "icons_dsr", "icons_named")
+_SHOWN = ("dsr", "held_out_dsr", "over_refusal", "named")
 _DROPPED = ("gallery", "curves")
 
 
@@ -86,7 +83,7 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(found: Sequence[dict[str, Any]]) -> str:
-    """DSR and naming by condition and arm, on emoji and on icon drawings, as an SVG."""
+    """DSR, over-refusal and naming by condition and arm, as an SVG."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

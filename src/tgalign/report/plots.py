@@ -17,9 +17,6 @@ _OTHERS = {
     "named": "objects named",
     "undetermined": "undetermined",
     "held_out_dsr": "DSR, never tuned on",
-    "icons_dsr": "DSR, icon drawings",
-    "icons_over_refusal": "over-refusal, icons",
-    "icons_named": "objects named, icons",
     "text_dsr": "text DSR",
     "text_over_refusal": "text over-refusal",
 }

@@ -49,14 +49,6 @@ MEASURES = (
     Measure("dsr", "Toxic pictures refused (DSR)", "higher", "refuses fewer toxic pictures"),
     Measure("over_refusal", "Over-refusal", "lower", "refuses more harmless ones"),
     Measure("named", "Objects named", "higher", "names fewer objects"),
-    Measure("icons_dsr", "DSR, icon drawings", "higher", "refuses fewer toxic icon drawings"),
-    Measure(
-        "icons_over_refusal",
-        "Over-refusal, icon drawings",
-        "lower",
-        "refuses more harmless icon drawings",
-    ),
-    Measure("icons_named", "Objects named, icon drawings", "higher", "names fewer icons"),
     Measure("text_dsr", "Text DSR", "higher", "refuses fewer toxic prompts"),
     Measure("text_over_refusal", "Text over-refusal", "lower", "refuses more harmless prompts"),
 )
