@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SEEDS  ?= 1
 OUT    ?= demo
 
-.PHONY: demo test check lab format clean
+.PHONY: demo test check lab format clean experiments conditions
 
 # torch goes first and pinned, so that nothing later pulls a second (CUDA) build.
 $(BIN)/.installed: pyproject.toml
@@ -35,6 +35,17 @@ format: $(BIN)/.installed-dev
 
 lab: $(BIN)/.installed         ## rebuild the lab's base models from their seed and compare with the shipped ones
 	$(BIN)/tgalign lab build --check
+
+experiments: $(BIN)/.installed ## repeat the experiments of docs/lab-log.md (about three quarters of an hour)
+	TGALIGN=$(BIN)/tgalign OUT=runs/experiments recipes/experiments.sh
+	$(BIN)/tgalign lab table runs/experiments/results.jsonl
+
+conditions: $(BIN)/.installed  ## the README's table by condition (about two hours)
+	$(BIN)/tgalign demo --out runs/guided --seeds 3 --arms ce,released_nograd,paper,tga
+	$(BIN)/tgalign demo --out runs/captioned5 --seeds 3 --condition captioned --arms ce,paper,tga
+	$(BIN)/tgalign demo --out runs/captioned1 --seeds 3 --condition captioned --toxic-share 0.01 --arms ce,paper,tga
+	$(BIN)/tgalign demo --out runs/absent --seeds 3 --condition absent --arms ce,paper,tga
+	$(BIN)/tgalign report runs/guided runs/captioned5 runs/captioned1 runs/absent --out docs/conditions
 
 clean:
 	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache

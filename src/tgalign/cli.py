@@ -203,6 +203,16 @@ def lab_experiment(
     typer.echo(json.dumps(found))
 
 
+@lab.command("table", epilog="Example:\n\n`tgalign lab table runs/experiments/results.jsonl`")
+def lab_table(
+    results: Annotated[Path, typer.Argument(help="The results.jsonl of lab experiment.")],
+) -> None:
+    """Print experiments as one table: rates with their 95 % Wilson intervals."""
+    from tgalign.lab.experiment import table
+
+    typer.echo(table(results), nl=False)
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends with one message and status 2."""
     try:

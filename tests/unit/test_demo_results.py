@@ -14,8 +14,6 @@ def found(refused: int, named: int, weights: str, seconds: float) -> dict:
             "dsr": [refused, 10], "over_refusal": [1, 20], "named": [named, 8],
             "undetermined": [0, 30], "text_dsr": [5, 5], "text_over_refusal": [0, 5],
             "text_named": [4, 4], "held_out_dsr": [refused, 10], "held_out_named": [2, 4],
-            "icons_dsr": [1, 10], "icons_over_refusal": [0, 20], "icons_named": [3, 6],
-            "icons_undetermined": [0, 30],
         },
         "dsr_by_scene": {"gun": [refused, 6], "knife": [0, 4]},
         "alignment": [{"layer": 0, "caption_retrieval": seconds, "toxic_caption_retrieval": 0.5}],
@@ -30,7 +28,7 @@ def test_rates_are_pooled_and_tables_averaged_over_seeds():
         0: {"base": found(0, 0, "x", 0), "ce": found(0, 7, "a", 1.0), "tga": found(6, 6, "b", 2.0)},
         1: {"base": found(0, 0, "x", 0), "ce": found(1, 8, "c", 2.0), "tga": found(4, 8, "c", 4.0)},
     }
-    settings = {"condition": "guided", "toxic_share": 0.1, "smoke": False}
+    settings = {"condition": "guided", "toxic_share": 0.1, "style": "icons", "smoke": False}
     results = assemble_results(measured, [], settings)
     assert results["condition"] == "guided"
     tga = results["arms"]["tga"]
@@ -38,7 +36,6 @@ def test_rates_are_pooled_and_tables_averaged_over_seeds():
     assert tga["dsr"]["low"] == pytest.approx(0.299298, abs=1e-6)  # Wilson, 10 of 20
     assert (tga["dsr_by_scene"]["gun"]["rate"], tga["dsr_by_scene"]["gun"]["n"]) == (10 / 12, 12)
     assert tga["named"]["rate"] == 14 / 16
-    assert (tga["icons_dsr"]["rate"], tga["icons_dsr"]["n"]) == (0.1, 20)
     assert tga["held_out_dsr"]["rate"] == 0.5
     assert tga["step_seconds"] == 3.0
     assert tga["alignment"][0]["caption_retrieval"] == 3.0
@@ -49,8 +46,8 @@ def test_rates_are_pooled_and_tables_averaged_over_seeds():
     assert results["base"]["text_dsr"]["n"] == 10
     table = markdown(results)
     assert "| DSR gun | 0.08 [0.01, 0.35] n=12 | 0.83 [0.55, 0.95] n=12 |" in table
-    assert "| DSR, icon drawings | 0.10 [0.03, 0.30] n=20 | 0.10 [0.03, 0.30] n=20 |" in table
-    assert table.startswith("condition guided (10 % toxic pictures), seeds 0, 1, ")
+    assert "| DSR, things never tuned on | 0.05 [0.01, 0.24] n=20 |" in table
+    assert table.startswith("condition guided (10 % toxic pictures), icons, seeds 0, 1, ")
     assert "SMOKE" not in table
     assert markdown(results | {"smoke": True}).startswith("SMOKE RUN")
 

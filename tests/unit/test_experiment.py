@@ -8,7 +8,7 @@ from tgalign.config import TrainConfig
 from tgalign.errors import UserError
 from tgalign.lab import experiment
 from tgalign.lab.arms import arm_config
-from tgalign.lab.experiment import run_experiment
+from tgalign.lab.experiment import run_experiment, table
 
 
 @pytest.fixture
@@ -102,3 +102,20 @@ def test_mistakes_are_named_before_anything_is_run(changes, message, seen, tmp_p
 def test_unknown_arms_and_conditions_are_named(options, message, seen, tmp_path):
     with pytest.raises(UserError, match=message):
         run(tmp_path, **options)
+
+
+def test_the_table_shows_what_was_run(seen, tmp_path, monkeypatch):
+    rate = {"rate": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    rates = dict.fromkeys(("dsr", "over_refusal", "named", "text_dsr"), rate)
+    monkeypatch.setattr(experiment, "_measured", lambda *args: {"rates": rates, "alignment": []})
+    run(tmp_path, "companions=0.5", seed=2)
+    run(tmp_path, condition="absent")
+    lines = table(tmp_path / "results.jsonl").splitlines()
+    assert lines[0].startswith("| arm | condition | changed | DSR |")
+    assert lines[2].startswith("| tga | guided 10 % | seed 2 companions=0.5 | 0.50 [0.25, 0.75] |")
+    assert lines[3].startswith("| tga | absent |  | 0.50 [0.25, 0.75] |")
+    with pytest.raises(UserError, match="no experiments at"):
+        table(tmp_path / "none.jsonl")
+    (tmp_path / "other.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="holds no results of lab experiment"):
+        table(tmp_path / "other.jsonl")

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from tgalign.evaluate.refusal import judge
 from tgalign.lab.base_clip import image_processor, to_pixels
+from tgalign.lab.icons import GLYPH_COLORS, icon_mask, icon_names
 from tgalign.lab.language import (
     CAPTIONS,
     COLORS,
@@ -30,6 +31,8 @@ from tgalign.lab.objects import (
     SCENES,
     art_path,
     benign_things,
+    held_out,
+    picture_pool,
     text_only_things,
     things,
     toxic_things,
@@ -263,3 +266,46 @@ def test_to_pixels_is_the_image_processor():
     pictures = [draw(sample_scene(benign_things(), rng), rng) for _ in range(8)]
     pixels = image_processor()(pictures, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(to_pixels(pictures), pixels, rtol=1e-5, atol=1e-5)
+
+
+def test_every_icon_belongs_to_a_thing_that_can_be_drawn_and_shows_something():
+    drawable = {thing.name for thing in [*toxic_things(), *benign_things()]}
+    assert icon_names().keys() <= drawable
+    for icons in icon_names().values():
+        assert len(set(icons)) == len(icons) > 0
+        for icon in icons:
+            mask = np.asarray(icon_mask(icon))
+            assert mask.shape[0] == mask.shape[1]
+            assert 0.03 < (mask > 127).mean() < 0.9, icon
+            edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+            assert edge.max() == 0, f"{icon} is cut"
+
+
+def test_icons_of_toxic_things_are_no_benign_things_icons():
+    toxic = {icon for thing in toxic_things() for icon in icon_names().get(thing.name, ())}
+    benign = {icon for thing in benign_things() for icon in icon_names().get(thing.name, ())}
+    assert toxic and not toxic & benign
+
+
+@pytest.mark.parametrize("style", ["emoji", "icons"])
+def test_development_and_held_out_things_share_nothing_and_make_up_all(style):
+    every, tuned, fresh = (picture_pool(o, style) for o in ("all", "development", "held_out"))
+    for kind in ("toxic", "benign"):
+        parts = [set(getattr(pool, kind)) for pool in (tuned, fresh)]
+        assert not parts[0] & parts[1]
+        assert parts[0] | parts[1] == set(getattr(every, kind))
+        assert min(map(len, parts)) >= 7
+    assert every.scenes == SCENES
+    assert not any(held_out(thing) for thing in tuned.toxic + tuned.benign)
+
+
+def test_an_icon_stands_out_from_every_background():
+    rng = random.Random(8)
+    thing = next(thing for thing in benign_things() if thing.name == "star")
+    for color in COLORS:
+        for _ in range(6):
+            drawn = np.asarray(draw(Scene((thing,), color), rng, style="icons"), dtype=float)
+            changed = np.abs(drawn - np.median(drawn, axis=(0, 1))).max(axis=-1) > 60
+            assert drawn.shape == (SIZE, SIZE, 3)
+            assert 0.05 < changed.mean() < 0.6, color
+    assert len(set(GLYPH_COLORS)) == len(GLYPH_COLORS)

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from tgalign.config import TrainConfig, parse_config
+from tgalign.demo_results import show_rate
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
 from tgalign.files import read_json, write_json, write_text
@@ -88,6 +89,34 @@ def run_experiment(
     with (out / "results.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(result) + "\n")
     return result
+
+
+def table(path: Path) -> str:
+    """The experiments of a results.jsonl as a table in Markdown, in the order of the file.
+
+    Raises:
+        UserError: The file is missing or holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"no experiments at {path}: expected the results.jsonl of lab experiment")
+    shown = {"dsr": "DSR", "over_refusal": "over-refusal", "named": "objects named"}
+    shown |= {"text_dsr": "text DSR"}
+    lines = [["arm", "condition", "changed", *shown.values()]]
+    lines.append(["---"] * len(lines[0]))
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            found = json.loads(line)
+            condition = found["condition"]
+            if condition != "absent":
+                condition += f" {100 * found['toxic_share']:g} %"
+            changes = ", ".join(found["changes"])
+            if found["seed"]:
+                changes = f"seed {found['seed']} {changes}".strip()
+            rates = [show_rate(found["rates"][name], with_n=False) for name in shown]
+            lines.append([found["arm"], condition, changes, *rates])
+    except (ValueError, KeyError, TypeError) as fault:
+        raise UserError(f"{path} holds no results of lab experiment: {fault!r}") from None
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _measured(
