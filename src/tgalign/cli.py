@@ -207,10 +207,11 @@ def lab_experiment(
 def lab_table(
     results: Annotated[Path, typer.Argument(help="The results.jsonl of lab experiment.")],
 ) -> None:
-    """Print experiments as one table: rates with their 95 % Wilson intervals."""
-    from tgalign.lab.experiment import table
+    """Print experiments as one table, and where cross-entropy and guide pulled apart."""
+    from tgalign.lab.experiment import conflict_table, table
 
-    typer.echo(table(results), nl=False)
+    typer.echo(table(results))
+    typer.echo(conflict_table(results), nl=False)
 
 
 def main() -> None:

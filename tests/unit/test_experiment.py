@@ -8,7 +8,7 @@ from tgalign.config import TrainConfig
 from tgalign.errors import UserError
 from tgalign.lab import experiment
 from tgalign.lab.arms import arm_config
-from tgalign.lab.experiment import run_experiment, table
+from tgalign.lab.experiment import conflict_table, run_experiment, table
 
 
 @pytest.fixture
@@ -119,3 +119,24 @@ def test_the_table_shows_what_was_run(seen, tmp_path, monkeypatch):
     (tmp_path / "other.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="holds no results of lab experiment"):
         table(tmp_path / "other.jsonl")
+
+
+def test_the_conflict_table_shows_the_first_and_the_last_step_of_every_stage(tmp_path):
+    def line(stage, step, cosine):
+        rest = {"ce_norm": [1.0, 1.0, 0.0], "guide_norm": [4.0, 1.0, 1.0]}
+        return {"stage": stage, "step": step, "probe": "toxic", "cosine": [cosine, 0.0, 0.0]} | rest
+
+    logged = [line("stage1", 1, -0.5), line("stage1", 100, 0.5), line("stage1", 200, 0.25)]
+    plain = {"arm": "ce", "condition": "guided", "conflict": []}
+    found = {"arm": "tga", "condition": "guided", "conflict": [*logged, line("stage2", 1, 0.125)]}
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(plain) + "\n" + json.dumps(found) + "\n")
+    lines = conflict_table(path).splitlines()
+    assert lines[0].count("| cos ") == 2
+    assert lines[2:] == [
+        "| tga | guided | stage1 | 1 | toxic | -0.50 | +0.00 | 0.25 |",
+        "| tga | guided | stage1 | 200 | toxic | +0.25 | +0.00 | 0.25 |",
+        "| tga | guided | stage2 | 1 | toxic | +0.12 | +0.00 | 0.25 |",
+    ]
+    path.write_text(json.dumps(plain) + "\n")
+    assert conflict_table(path) == ""

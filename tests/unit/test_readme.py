@@ -1,33 +1,93 @@
 """The README's results, code and recipe are what the program makes.
 
-`python tests/unit/test_readme.py --write` renews the generated block from docs/demo-results.json.
+`python tests/unit/test_readme.py --write` renews the generated blocks from the results under docs/.
 """
 
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tgalign.config import load_config
 from tgalign.demo_results import markdown
+from tgalign.lab.alignment_data import TOXIC_SHARES
 from tgalign.lab.arms import arm_config
+from tgalign.lab.experiment import conflict_table, table
+from tgalign.report.conditions import combine, title
+from tgalign.report.conditions import markdown as conditions_markdown
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-BLOCK = re.compile(r"(<!-- results: [^>]*-->\n)(.*?)(<!-- end of results -->)", re.DOTALL)
+DOCS = ROOT / "docs"
 
 
-def with_results(text: str) -> str:
-    results = json.loads((ROOT / "docs/demo-results.json").read_text())
-    return BLOCK.sub(lambda found: f"{found[1]}\n{markdown(results)}\n{found[3]}", text)
+def demo_results() -> str:
+    return markdown(json.loads((DOCS / "demo-results.json").read_text()))
 
 
-def test_results_block_is_rendered_from_the_committed_results() -> None:
-    text = README.read_text()
-    assert BLOCK.search(text)
-    assert with_results(text) == text
+def conditions() -> str:
+    return conditions_markdown(json.loads((DOCS / "conditions.json").read_text()))
+
+
+# Where a generated block stands, what it is called, and what makes it.
+BLOCKS: list[tuple[Path, str, Callable[[], str]]] = [
+    (README, "results", demo_results),
+    (README, "conditions", conditions),
+    (DOCS / "lab-log.md", "experiments", lambda: table(DOCS / "experiments.jsonl")),
+    (DOCS / "what-holds.md", "conflict", lambda: conflict_table(DOCS / "experiments.jsonl")),
+]
+
+
+def renewed(path: Path, name: str, make: Callable[[], str]) -> str:
+    block = re.compile(rf"(<!-- {name}: [^>]*-->\n)(.*?)(<!-- end of {name} -->)", re.DOTALL)
+    text = path.read_text()
+    assert block.search(text), f"{path} has no block {name}"
+    return block.sub(lambda found: f"{found[1]}\n{make()}\n{found[3]}", text)
+
+
+@pytest.mark.parametrize(("path", "name", "make"), BLOCKS, ids=[name for _, name, _ in BLOCKS])
+def test_blocks_are_rendered_from_the_committed_results(path, name, make) -> None:
+    assert renewed(path, name, make) == path.read_text()
+
+
+def test_the_plot_is_drawn_from_the_committed_results(tmp_path) -> None:
+    combine([DOCS / "conditions.json"], tmp_path / "conditions")
+    assert (tmp_path / "conditions.svg").read_text() == (DOCS / "conditions.svg").read_text()
+
+
+def test_committed_conditions_are_four_over_three_seeds_each_of_the_same_arms() -> None:
+    found = json.loads((DOCS / "conditions.json").read_text())
+    assert [title(it) for it in found] == [
+        "guided 10 %",
+        "captioned 5 %",
+        "captioned 1 %",
+        "absent",
+    ]
+    for it in found:
+        assert it["seeds"] == [0, 1, 2]
+        assert not it["smoke"]
+        assert {"ce", "paper", "tga"} <= it["arms"].keys()
+
+
+def test_every_committed_experiment_is_one_of_the_script() -> None:
+    """`make experiments` prints the whole table of the log."""
+    script = (ROOT / "recipes/experiments.sh").read_text()
+    wanted = set()
+    for line in re.findall(r"^run (.*)$", script, re.MULTILINE):
+        arm, *rest = line.split()
+        options = dict(zip(rest[::2], rest[1::2], strict=False))
+        wanted.add(
+            (arm, options["--condition"], options.get("--toxic-share"), options.get("--set"))
+        )
+    for line in (DOCS / "experiments.jsonl").read_text().splitlines():
+        found = json.loads(line)
+        share = found["toxic_share"]
+        given = None if share == TOXIC_SHARES[found["condition"]] else str(share)
+        changed = found["changes"][0] if found["changes"] else None
+        assert (found["arm"], found["condition"], given, changed) in wanted
 
 
 def test_committed_results_cover_three_seeds() -> None:
@@ -55,11 +115,13 @@ def test_every_house_entry_exists() -> None:
 def test_lab_recipe_is_the_demos_tga_arm() -> None:
     recipe = load_config(ROOT / "recipes/lab.yaml")
     arm = arm_config(
-        "tga", model=recipe.model, records=recipe.records, out=recipe.out, seed=0, smoke=False
+        "tga", model=recipe.model, data=recipe.records.parent, out=recipe.out, seed=0, smoke=False
     )
     # The demo picks the precision by the machine; a recipe states one.
     assert recipe == arm.model_copy(update={"precision": recipe.precision})
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
-    README.write_text(with_results(README.read_text()))
+    for block in BLOCKS:
+        block[0].write_text(renewed(*block))
+    combine([DOCS / "conditions.json"], DOCS / "conditions")

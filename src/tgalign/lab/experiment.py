@@ -119,6 +119,32 @@ def table(path: Path) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def conflict_table(path: Path) -> str:
+    """The gradient conflicts in a results.jsonl, by arm, stage, step and state, in Markdown.
+
+    Of every stage the first step and the last one logged are shown; the last state, which
+    cross-entropy does not read at an image's tokens, is left out.
+    """
+    lines: list[list[str]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = json.loads(line)
+        rows = found.get("conflict", [])
+        last = {row["stage"]: row["step"] for row in rows}
+        for row in rows:
+            if row["step"] not in (1, last[row["stage"]]):
+                continue
+            ratio = row["ce_norm"][0] / row["guide_norm"][0]
+            cells = [f"{value:+.2f}" for value in row["cosine"][:-1]]
+            where = [found["arm"], found["condition"], row["stage"], str(row["step"])]
+            lines.append([*where, row["probe"], *cells, f"{ratio:.2f}"])
+    if not lines:
+        return ""
+    states = [f"cos {layer}" for layer in range(len(lines[0]) - 6)]
+    header = ["arm", "condition", "stage", "step", "pictures", *states, "norms CE / guide, state 0"]
+    every = [header, ["---"] * len(header), *lines]
+    return "".join("| " + " | ".join(line) + " |\n" for line in every)
+
+
 def _measured(
     config: TrainConfig, data: Path, condition: Any, size: DataSize, seed: int
 ) -> dict[str, Any]:
@@ -143,6 +169,12 @@ def _measured(
     return {
         "rates": {name: wilson(*count).as_dict() for name, count in found.counts.items()},
         "alignment": found.alignment,
+        "conflict": [
+            {"stage": stage.name, **json.loads(line)}
+            for stage in config.stages
+            if (log := config.out / stage.name / "conflict.jsonl").is_file()
+            for line in log.read_text(encoding="utf-8").splitlines()
+        ],
     }
 
 
