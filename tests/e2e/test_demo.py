@@ -118,6 +118,64 @@ def test_another_demo_in_the_same_folder_is_refused(demo: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--arms", "ce,none"], "arms ce, none: expected ce"),
+        (["--arms", "tga"], "expected ce, which the others are compared with"),
+        (["--style", "oil"], "unknown style 'oil'"),
+        (["--toxic-share", "0"], "toxic share 0.0 in condition guided"),
+        (["--condition", "absent", "--toxic-share", "0.1"], "expected 0 in absent"),
+    ],
+)
+def test_unknown_arms_styles_and_shares_are_refused(
+    options: list[str], message: str, tmp_path: Path
+) -> None:
+    done = run("demo", "--out", str(tmp_path / "x"), *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_more_arms_can_be_added_to_a_finished_demo(demo: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(demo, copied)
+    done = run("demo", "--out", str(copied), "--smoke", "--arms", "ce,paper,tga")
+    assert done.returncode == 0, done.stderr
+    arms = json.loads((copied / "results.json").read_text())["arms"]
+    assert list(arms) == ["ce", "paper", "tga"]
+
+
+def test_a_report_of_two_demos_is_made_by_the_command_line(demo: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    results = json.loads((demo / "results.json").read_text())
+    other.write_text(json.dumps(results | {"condition": "absent", "toxic_share": 0.0}))
+    done = run("report", str(demo), str(other), "--out", str(tmp_path / "both"))
+    assert done.returncode == 0, done.stderr
+    assert "SMOKE RUN" in done.stdout
+    assert {path.name for path in tmp_path.glob("both.*")} == {"both.json", "both.md", "both.svg"}
+
+
+def test_an_experiment_is_measured_logged_and_not_repeated(tmp_path: Path) -> None:
+    small = ["stage.steps=2", "data.pictures=80", "data.texts=20", "data.corpus=100"]
+    command = ["lab", "experiment", "tga", "--condition", "captioned", "--conflict"]
+    command += ["--out", str(tmp_path)] + [word for it in small for word in ("--set", it)]
+    first, again = run(*command), run(*command)
+    assert first.returncode == again.returncode == 0, first.stderr + again.stderr
+    found = json.loads(first.stdout.splitlines()[-1])
+    assert json.loads(again.stdout.splitlines()[-1]) == found
+    assert found["changes"] == small
+    assert found["rates"]["dsr"]["n"] == 200
+    assert {row["probe"] for row in found["conflict"]} == {"toxic", "benign"}
+    (gate,) = tmp_path.glob("tga-*/run/text_gate.json")
+    refused = json.loads(gate.read_text())
+    assert len(refused["refused_rows"]) == 4  # 5 % of 80 pictures, found without a label
+    assert refused["refused_texts"] > 0
+    printed = run("lab", "table", str(tmp_path / "results.jsonl"))
+    assert "| tga | captioned 5 % | stage.steps=2," in printed.stdout
+    assert "norms CE / guide" in printed.stdout
+
+
 def test_an_unknown_condition_is_refused(tmp_path: Path) -> None:
     done = run("demo", "--out", str(tmp_path / "x"), "--condition", "toxic")
     assert done.returncode == 2
