@@ -32,6 +32,7 @@ def test_readme_commands_run(tmp_path: Path) -> None:
     settings = yaml.safe_load(recipe.read_text())
     for stage in settings["stages"]:
         stage["steps"] = 2
+    settings["synthetic"]["clip"] = str(ROOT / "src/tgalign/lab/assets/clip")
     recipe.write_text(yaml.safe_dump(settings))
     for command in commands:
         if command in TOO_LONG:
@@ -39,6 +40,9 @@ def test_readme_commands_run(tmp_path: Path) -> None:
         arguments = shlex.split(command)[1:]
         if arguments[0] == "demo":
             arguments.append("--smoke")
+        if arguments[:2] == ["lab", "experiment"]:
+            for small in ("stage.steps=2", "data.pictures=80", "data.texts=20", "data.corpus=100"):
+                arguments += ["--set", small]
         done = subprocess.run(
             [sys.executable, "-m", "tgalign", *arguments],
             cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
