@@ -69,6 +69,7 @@ def synthetic_features(
 
 def synthetic_rows(
     config: SyntheticConfig,
+    loaded: tuple[Any, Any],
     texts: list[str],
     records: list[Record],
     cache: VisionCache,
@@ -78,7 +79,8 @@ def synthetic_rows(
     """Make a row of every text, and add its features to the cache of the pictures' features.
 
     Args:
-        config: The CLIP and the map's penalty.
+        config: Where the CLIP and the texts come from, and the map's penalty.
+        loaded: The CLIP and its tokenizer (``load_clip``).
         texts: The texts.
         records: The alignment data; its pictures and captions fit the map, its pictures are donors.
         cache: Features of all its pictures.
@@ -86,12 +88,12 @@ def synthetic_rows(
         seed: Chooses the donors.
 
     Raises:
-        UserError: The CLIP cannot be read or is another's, or no record has a picture and a
-            caption.
+        UserError: The CLIP is not the one of the tower, no record has a picture and a caption, or
+            a text is too long.
     """
     from tgalign.retrieval.exact import encode_texts
 
-    clip, tokenizer = _load_clip(config.clip)
+    clip, tokenizer = loaded
     pairs = [(it.image, it.caption) for it in records if it.image is not None and it.caption]
     if not pairs:
         raise UserError(
@@ -115,10 +117,15 @@ def synthetic_rows(
     )
     paths = [Path(f"{config.texts}:{number}") for number in range(len(texts))]
     cache.add(paths, made_NTD)
-    return [
-        encoder.encode(Record(number, path, text, None, (("user", "?"),)))
+    made = [
+        Record(number, path, text, None, (("user", "?"),))
         for number, (path, text) in enumerate(zip(paths, texts, strict=True))
     ]
+    rows, problems = encoder.encode_all(made, config.texts.name)
+    if problems:
+        text, reason = texts[problems[0].row], problems[0].reason
+        raise UserError(f"{config.texts.name}: the text {text[:60]!r} cannot be used: {reason}")
+    return rows
 
 
 def read_texts(path: Path) -> list[str]:
@@ -143,7 +150,12 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def _load_clip(path: Path) -> tuple[Any, Any]:
+def load_clip(path: Path) -> tuple[Any, Any]:
+    """Load a CLIP with both towers, and its tokenizer.
+
+    Raises:
+        UserError: It is missing, cannot be read, or has no text tower.
+    """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     options: Any = {"local_files_only": True}

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from tgalign.config import StageConfig, TrainConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import (
-    DEFAULT_QUESTION,
     Problem,
     Record,
     read_records,
@@ -29,10 +27,10 @@ from tgalign.data.records import (
 from tgalign.errors import UserError
 from tgalign.files import is_free, read_json, write_json, write_text
 from tgalign.pooling import parse_layers
-from tgalign.synthetic import read_texts, synthetic_rows
+from tgalign.synthetic import load_clip, read_texts, synthetic_rows
 from tgalign.task import AlignmentTask
 from tgalign.text_cache import TextCache
-from tgalign.text_gate import apply_text_gate, refuses, with_companions
+from tgalign.text_gate import apply_text_gate, refused_texts, with_companions
 from tgalign.trainer import TGATrainer
 from tgalign.vision_cache import VisionCache, cached_vision
 
@@ -71,9 +69,12 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
     records, problems = read_records(config.records, root)
     require_all_good(problems)
     model, processor = load_llava(config.model)
+    probes = _probe_rows(model, processor, config)
+    corpus = [] if config.synthetic is None else read_texts(config.synthetic.texts)
+    clip = None if config.synthetic is None else load_clip(config.synthetic.clip)
     refused: list[Record] = []
     if config.text_gate:
-        records, refused = apply_text_gate(records, model, processor)
+        records, refused = apply_text_gate(records, model, processor, progress_bar=progress_bar)
     # Everything that a later stage would refuse is said before the first, which may take days.
     rows = [_stage_rows(model, processor, config, stage, records) for stage in config.stages]
     try:
@@ -86,14 +87,13 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
             f"{model.config.vision_feature_layer}: set cache_vision to false"
         )
     _write_config(config)
-    texts = _refused_texts(model, processor, config, records)
+    texts = refused_texts(corpus, records, model, processor, progress_bar=progress_bar)
     if config.text_gate:
         write_json(
             config.out / "text_gate.json",
             {"refused_rows": [it.row for it in refused], "refused_texts": len(texts)},
         )
     load_pixels = pixel_loader(processor)
-    probes = _probe_rows(model, processor, config)
     images = [record.image for record in records if record.image is not None]
     images += [row.image for rows in probes.values() for row in rows if row.image is not None]
     caching = (
@@ -104,10 +104,10 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
     with caching as load:
         encoder = _encoder(model, processor, config)
         companions = [encoder.encode(record) for record in refused]
-        if config.synthetic is not None and texts:
+        if config.synthetic is not None and clip is not None and texts:
             assert isinstance(load, VisionCache), "the config wants cache_vision"
             companions += synthetic_rows(
-                config.synthetic, texts, records, load, encoder, config.seed
+                config.synthetic, clip, texts, records, load, encoder, config.seed
             )
         rows = [with_companions(each, companions, config.companions) for each in rows]
         collator = Collator(processor.tokenizer.pad_token_id, load)
@@ -144,19 +144,6 @@ def _stage_rows(
     if centered and all(row.caption is None for row in rows):
         raise UserError(f"stage {stage.name}: centered_cosine needs captions, and no row has one")
     return rows
-
-
-def _refused_texts(
-    model: Any, processor: Any, config: TrainConfig, records: list[Record]
-) -> list[str]:
-    """The texts of the corpus that the LLM refuses, asked what most pictures are asked."""
-    if config.synthetic is None:
-        return []
-    texts = read_texts(config.synthetic.texts)
-    asked = Counter(it.messages[0][1] for it in records if it.image is not None)
-    question = asked.most_common(1)[0][0] if asked else DEFAULT_QUESTION
-    verdicts = refuses(model, processor, texts, [question] * len(texts))
-    return [text for text, verdict in zip(texts, verdicts, strict=True) if verdict]
 
 
 def _probe_rows(model: Any, processor: Any, config: TrainConfig) -> dict[str, list[EncodedRecord]]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import tgalign.text_gate
 import tgalign.train
 from tgalign.config import parse_config
 from tgalign.data.collate import Collator
@@ -248,6 +249,79 @@ def test_a_reference_that_moves_is_never_kept(settings, tmp_path):
     plain, _ = run(settings(tmp_path / "plain", stage))
     cached, _ = run(settings(tmp_path / "cached", stage, cache_text=True))
     assert identical(plain, cached)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """A language model that refuses captions of an even number of letters."""
+
+    def refuses(model, processor, captions, questions, title=None):
+        return [len(caption) % 2 == 0 for caption in captions]
+
+    monkeypatch.setattr(tgalign.text_gate, "refuses", refuses)
+
+
+GATED = {"text_gate": True, "companions": 0.6}
+
+
+def test_companions_leave_it_alone_how_a_step_is_cut_into_batches(gate, settings, tmp_path):
+    runs = {}
+    for size, accumulation in ((8, 1), (1, 8)):
+        stage = {
+            "batch_size": size,
+            "accumulation": accumulation,
+            "objective": {"similarity": "centered_cosine", "reference": "frozen"},
+        }
+        runs[size] = run(settings(tmp_path / str(size), stage, **GATED))
+    assert farthest(runs[1][0], runs[8][0]) < 1e-5
+    for ours, theirs in zip(runs[1][1], runs[8][1], strict=True):
+        for name in SUMMED:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), name
+    plain, _ = run(settings(tmp_path / "plain", {"objective": {"reference": "frozen"}}))
+    assert not identical(plain, runs[8][0])
+
+
+def test_what_the_gate_refuses_is_not_learnt_and_goes_beside_other_rows(
+    gate, settings, rows, seen, tmp_path, monkeypatch
+):
+    batches = []
+    collate = Collator.__call__
+
+    def noted(self, given):
+        batch = collate(self, given)
+        batches.append((given, batch))
+        return batch
+
+    monkeypatch.setattr(Collator, "__call__", noted)
+    run(settings(tmp_path / "run", {"steps": 4}, **GATED))
+    even = {
+        record.image: len(record.caption) % 2 == 0
+        for record in rows.records
+        if record.image is not None and record.caption is not None
+    }
+    assert 0 < sum(even.values()) < len(even)
+    told = json.loads((tmp_path / "run" / "text_gate.json").read_text())
+    assert len(told["refused_rows"]) == sum(even.values())
+    assert told["refused_texts"] == 0
+    companions = 0
+    for given, batch in batches:
+        for row in given:
+            if even.get(row.image):
+                assert set(row.labels) == {-100}
+            if row.companion is not None:
+                companions += 1
+                assert even[row.companion.image]
+                assert set(row.companion.labels) == {-100}
+        beside = sum(row.companion is not None for row in given)
+        assert len(batch["input_ids"]) == len(given) + beside
+    assert companions > 5
+
+
+def test_cross_entropy_alone_is_not_changed_by_companions(gate, settings, tmp_path):
+    stage = {"objective": {"weight": 0.0}}
+    alone, _ = run(settings(tmp_path / "alone", stage, text_gate=True))
+    beside, _ = run(settings(tmp_path / "beside", stage, **GATED))
+    assert farthest(alone, beside) < 1e-6
 
 
 def test_probes_are_logged_and_change_nothing(straight, settings, rows, tmp_path):

@@ -17,6 +17,7 @@ from tgalign.retrieval.exact import (
     encode_pictures,
     encode_texts,
     retrieve,
+    text_inputs,
 )
 
 
@@ -110,3 +111,13 @@ def test_embeddings_do_not_depend_on_their_batch(tokenizer, rows):
     whole_QD = encode_pictures(clip, pixels)
     torch.testing.assert_close(whole_QD, encode_pictures(clip, pixels, batch_size=2))
     assert not whole_QD.requires_grad
+
+
+def test_a_text_longer_than_clip_reads_loses_its_end_but_not_eos(tokenizer):
+    long, short = "dog " * 100, "a dog ."
+    batch = text_inputs(tokenizer, [long, short], max_length=20)
+    assert batch["input_ids"].shape == (2, 20)
+    assert batch["input_ids"][0, -1] == tokenizer.eos_token_id
+    assert batch["attention_mask"].sum(1).tolist() == [20, 5]
+    plain = text_inputs(tokenizer, [short])
+    assert torch.equal(batch["input_ids"][1, :5], plain["input_ids"][0])

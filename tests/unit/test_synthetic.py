@@ -16,7 +16,13 @@ from tgalign.data.encode import Encoder
 from tgalign.errors import UserError
 from tgalign.lab.base_clip import new_clip
 from tgalign.retrieval.exact import encode_texts
-from tgalign.synthetic import fit_bridge, read_texts, synthetic_features, synthetic_rows
+from tgalign.synthetic import (
+    fit_bridge,
+    load_clip,
+    read_texts,
+    synthetic_features,
+    synthetic_rows,
+)
 from tgalign.text_gate import with_companions
 from tgalign.vision_cache import VisionCache
 
@@ -102,7 +108,7 @@ def test_rows_of_a_corpus_have_their_text_as_caption_and_features_that_show_it(
 ):
     config = SyntheticConfig(clip=clip, texts=texts)
     before = len(cache.features_BTD)
-    made = synthetic_rows(config, TEXTS, rows.records, cache, encoder, seed=0)
+    made = synthetic_rows(config, load_clip(clip), TEXTS, rows.records, cache, encoder, seed=0)
     assert len(made) == len(TEXTS)
     for row, text in zip(made, TEXTS, strict=True):
         assert row.retrieved is None
@@ -125,7 +131,7 @@ def test_pictures_keep_their_features(clip, texts, rows, cache, encoder):
     paths = [record.image for record in rows.records if record.image is not None]
     before_BTD = cache(paths)
     config = SyntheticConfig(clip=clip, texts=texts)
-    synthetic_rows(config, TEXTS, rows.records, cache, encoder, seed=0)
+    synthetic_rows(config, load_clip(clip), TEXTS, rows.records, cache, encoder, seed=0)
     assert torch.equal(cache(paths), before_BTD)
 
 
@@ -150,19 +156,13 @@ def test_a_good_corpus_is_read(texts):
     assert read_texts(texts) == TEXTS
 
 
-def test_a_missing_corpus_and_a_clip_that_is_none_are_refused(
-    clip, texts, checkpoint, tmp_path, rows, cache, encoder
-):
-    def make(**options):
-        config = SyntheticConfig(**({"clip": clip, "texts": texts} | options))
-        return synthetic_rows(config, TEXTS, rows.records, cache, encoder, seed=0)
-
+def test_a_missing_corpus_and_a_clip_that_is_none_are_refused(tmp_path):
     with pytest.raises(UserError, match="no texts at"):
         read_texts(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="cannot be loaded"):
-        make(clip=tmp_path)
+        load_clip(tmp_path)
     with pytest.raises(UserError, match="cannot be loaded"):
-        make(clip=Path(__file__).parents[2] / "src/tgalign/lab/assets/llm")
+        load_clip(Path(__file__).parents[2] / "src/tgalign/lab/assets/llm")
 
 
 def test_a_clip_of_another_tower_is_refused(clip, texts, rows, encoder):
@@ -170,13 +170,14 @@ def test_a_clip_of_another_tower_is_refused(clip, texts, rows, encoder):
     wide = VisionCache(paths, torch.zeros(len(paths), TOKENS, CHANNELS + 1))
     with pytest.raises(UserError, match="48 channels, the LLaVA's vision tower 49"):
         config = SyntheticConfig(clip=clip, texts=texts)
-        synthetic_rows(config, TEXTS, rows.records, wide, encoder, seed=0)
+        synthetic_rows(config, load_clip(clip), TEXTS, rows.records, wide, encoder, seed=0)
 
 
 def test_records_without_captions_are_refused(clip, texts, rows, cache, encoder):
     bare = [dataclasses.replace(record, caption=None) for record in rows.records]
     with pytest.raises(UserError, match="need records with an image and a caption"):
-        synthetic_rows(SyntheticConfig(clip=clip, texts=texts), TEXTS, bare, cache, encoder, seed=0)
+        config = SyntheticConfig(clip=clip, texts=texts)
+        synthetic_rows(config, load_clip(clip), TEXTS, bare, cache, encoder, seed=0)
 
 
 def test_companions_are_the_wanted_share_the_same_each_time_and_of_all_texts(rows, encode):
@@ -200,3 +201,10 @@ def test_a_batch_holds_its_rows_first_and_their_companions_last(rows, encode, co
     assert together.keys() == apart.keys()
     for name, tensor in apart.items():
         assert torch.equal(together[name], tensor), name
+
+
+def test_a_text_too_long_is_named(clip, texts, rows, cache, encoder):
+    config = SyntheticConfig(clip=clip, texts=texts)
+    long = ["a cat .", "dog " * 300]
+    with pytest.raises(UserError, match=r"corpus.jsonl: the text 'dog dog .* more than the limit"):
+        synthetic_rows(config, load_clip(clip), long, rows.records, cache, encoder, seed=0)

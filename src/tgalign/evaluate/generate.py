@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.progress import track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +30,7 @@ def answer(
     *,
     batch_size: int = 64,
     max_new_tokens: int = 32,
+    title: str | None = None,
 ) -> list[str]:
     """Answer prompts through the checkpoint's own chat template, greedily.
 
@@ -38,6 +40,7 @@ def answer(
         prompts: The prompts; those with and without a picture may be mixed.
         batch_size: Prompts per batch.
         max_new_tokens: Length at which an answer is cut.
+        title: Of a progress bar; None: there is none.
 
     Returns:
         The answers without special tokens, in the order of the prompts.
@@ -49,7 +52,8 @@ def answer(
     )
     answers = [""] * len(prompts)
     model.eval()
-    for batch in _batches(order, prompts, batch_size):
+    batches = _batches(order, prompts, batch_size)
+    for batch in track(batches, description=title or "", disable=title is None):
         pictures = [prompts[i].picture for i in batch if prompts[i].picture is not None]
         inputs = processor(
             text=[texts[i] for i in batch],

@@ -35,10 +35,22 @@ def encode_pictures(clip: Any, pixels: Tensor, *, batch_size: int = 256) -> Tens
     return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
 
 
-def text_inputs(tokenizer: Any, texts: Sequence[str]) -> dict[str, Tensor]:
-    """Texts as a CLIP text tower reads them: BOS … EOS, padded; ids and attention mask."""
-    wrapped = [f"{tokenizer.bos_token} {text} {tokenizer.eos_token}" for text in texts]
-    batch = tokenizer(wrapped, add_special_tokens=False, padding=True, return_tensors="pt")
+def text_inputs(
+    tokenizer: Any, texts: Sequence[str], *, max_length: int | None = None
+) -> dict[str, Tensor]:
+    """Texts as a CLIP text tower reads them: BOS … EOS, padded; ids and attention mask.
+
+    Args:
+        tokenizer: The CLIP's tokenizer.
+        texts: The texts.
+        max_length: What the tower reads at most; longer texts lose their end, but not EOS.
+    """
+    wrapped = tokenizer(
+        [f"{tokenizer.bos_token} {text}" for text in texts], add_special_tokens=False
+    )
+    kept = None if max_length is None else max_length - 1
+    ids = [[*row[:kept], tokenizer.eos_token_id] for row in wrapped["input_ids"]]
+    batch = tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
 
@@ -46,10 +58,11 @@ def text_inputs(tokenizer: Any, texts: Sequence[str]) -> dict[str, Tensor]:
 def encode_texts(
     clip: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: int = 512
 ) -> Tensor:
-    """Unit embeddings (N, D) of texts, each wrapped in the tokenizer's BOS and EOS."""
+    """Unit embeddings (N, D) of texts, each wrapped in BOS and EOS and cut to what CLIP reads."""
     parts = []
     for start in range(0, len(texts), batch_size):
-        inputs = text_inputs(tokenizer, texts[start : start + batch_size])
+        limit = clip.config.text_config.max_position_embeddings
+        inputs = text_inputs(tokenizer, texts[start : start + batch_size], max_length=limit)
         parts.append(clip.get_text_features(**inputs).pooler_output)
     return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
 
