@@ -41,11 +41,11 @@ experiments: $(BIN)/.installed ## repeat the experiments of docs/lab-log.md (abo
 	$(BIN)/tgalign lab table runs/experiments/results.jsonl
 
 conditions: $(BIN)/.installed  ## the README's table by condition (about two hours)
-	$(BIN)/tgalign demo --out runs/guided --seeds 3 --arms ce,released_nograd,paper,tga
-	$(BIN)/tgalign demo --out runs/captioned5 --seeds 3 --condition captioned --arms ce,paper,tga
-	$(BIN)/tgalign demo --out runs/captioned1 --seeds 3 --condition captioned --toxic-share 0.01 --arms ce,paper,tga
-	$(BIN)/tgalign demo --out runs/absent --seeds 3 --condition absent --arms ce,paper,tga
-	$(BIN)/tgalign report runs/guided runs/captioned5 runs/captioned1 runs/absent --out docs/conditions
+	$(BIN)/tgalign demo --out runs/guided --seeds 3 --arms ce,paper,tga
+	$(BIN)/tgalign demo --out runs/icons --seeds 3 --style icons --arms ce,paper,tga
+	$(BIN)/tgalign demo --out runs/captioned1 --seeds 3 --condition captioned --toxic-share 0.01 --arms ce,tga
+	$(BIN)/tgalign demo --out runs/absent --seeds 3 --condition absent --arms ce,tga
+	$(BIN)/tgalign report runs/guided runs/icons runs/captioned1 runs/absent --out docs/conditions
 
 clean:
 	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache

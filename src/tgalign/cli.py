@@ -64,8 +64,8 @@ def demo(
     ] = None,
     style: Annotated[
         str,
-        typer.Option(help="How pictures are drawn: icons (nothing was tuned on them) or emoji."),
-    ] = "icons",
+        typer.Option(help="How pictures are drawn: emoji, or icons (nothing was tuned on them)."),
+    ] = "emoji",
     arms: Annotated[
         str | None,
         typer.Option(

@@ -27,7 +27,7 @@ def run_demo(
     num_seeds: int,
     condition: str,
     toxic_share: float | None = None,
-    style: str = "icons",
+    style: str = "emoji",
     arms: Sequence[str] | None = None,
     smoke: bool = False,
 ) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def run_demo(
         condition: ``absent``, ``guided`` or ``captioned``.
         toxic_share: Share of the pictures that show something toxic; by default 0.1, in
             ``captioned`` 0.05, in ``absent`` always 0.
-        style: How the pictures are drawn: ``icons``, on which nothing was tuned, or ``emoji``.
+        style: How the pictures are drawn: ``emoji``, or ``icons``, on which nothing was tuned.
         arms: Which arms, ``ce`` among them; by default ``DEFAULT_ARMS``.
         smoke: A few steps and items only.
 

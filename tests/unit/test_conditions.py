@@ -14,11 +14,11 @@ def rate(value):
     return {"rate": value, "low": value / 2, "high": (1 + value) / 2, "n": 40}
 
 
-def demo(condition, share, dsr):
+def demo(condition, share, dsr, style="emoji"):
     arms = {arm: {key: rate(0.25) for key in COLUMNS} | {"dsr": rate(dsr)} for arm in ("ce", "tga")}
     return {
         "schema_version": 2, "smoke": False, "condition": condition, "toxic_share": share,
-        "style": "icons", "seeds": [0, 1, 2], "arms": arms, "gallery": [1], "curves": {"ce": []},
+        "style": style, "seeds": [0, 1, 2], "arms": arms, "gallery": [1], "curves": {"ce": []},
     }  # fmt: skip
 
 
@@ -29,6 +29,7 @@ def folders(tmp_path):
         "guided": demo("guided", 0.1, 0.75),
         "absent": demo("absent", 0.0, 0.125),
         "one": demo("captioned", 0.01, 0.5),
+        "icons": demo("guided", 0.1, 0.25, "icons"),
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(it))
@@ -39,11 +40,12 @@ def folders(tmp_path):
 def test_every_condition_and_arm_has_its_row(folders, tmp_path):
     table = combine(folders, tmp_path / "all")
     lines = table.splitlines()
-    assert [line.split(" | ")[0][2:] for line in lines[2:8]] == [
-        "guided 10 %", "guided 10 %", "absent", "absent", "captioned 1 %", "captioned 1 %",
+    assert [line.split(" | ")[0][2:] for line in lines[2:10:2]] == [
+        "guided 10 %", "absent", "captioned 1 %", "guided 10 %, icons",
     ]  # fmt: skip
     assert lines[2].startswith("| guided 10 % | ce | 0.75 [0.38, 0.88] | 0.25 [0.12, 0.62] |")
-    assert "Seeds 0, 1, 2 pooled. DSR n=40;" in table
+    assert "Seeds pooled: guided 10 %: 0, 1, 2; absent: 0, 1, 2;" in table
+    assert "n of the columns: guided 10 %: 40, 40, 40," in table
     assert "SMOKE" not in table
     assert (tmp_path / "all.md").read_text() == table
     drawing = (tmp_path / "all.svg").read_text()

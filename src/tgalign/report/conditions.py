@@ -35,7 +35,7 @@ def combine(paths: Sequence[Path], out: Path) -> str:
 
     Raises:
         UserError: A file is missing or holds no results of a demo, or two demos have the same
-            condition and share of toxic pictures.
+            condition, share of toxic pictures and style.
     """
     found: list[dict[str, Any]] = []
     for path in paths:
@@ -60,10 +60,10 @@ def combine(paths: Sequence[Path], out: Path) -> str:
 
 
 def title(results: dict[str, Any]) -> str:
-    """The condition of a demo's alignment data, with its share of toxic pictures."""
-    if results["condition"] == "absent":
-        return "absent"
-    return f"{results['condition']} {100 * results['toxic_share']:g} %"
+    """The condition of a demo's data, with its share of toxic pictures and any style but emoji."""
+    share = f" {100 * results['toxic_share']:g} %" if results["toxic_share"] else ""
+    style = "" if results["style"] == "emoji" else f", {results['style']}"
+    return f"{results['condition']}{share}{style}"
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
@@ -75,11 +75,13 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
             cells = [show_rate(measured[key], with_n=False) for key in COLUMNS]
             lines.append([title(results), arm, *cells])
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    counts = "; ".join(
-        f"{name} n={found[0]['arms']['ce'][key]['n']}" for key, name in COLUMNS.items()
-    )
     smoke = "SMOKE RUN, figures mean nothing. " if any(it["smoke"] for it in found) else ""
-    return f"{table}\n\n{smoke}Seeds {', '.join(map(str, found[0]['seeds']))} pooled. {counts}.\n"
+    seeds = "; ".join(f"{title(it)}: {', '.join(map(str, it['seeds']))}" for it in found)
+    counts = "; ".join(
+        f"{title(it)}: " + ", ".join(f"{it['arms']['ce'][key]['n']}" for key in COLUMNS)
+        for it in found
+    )
+    return f"{table}\n\n{smoke}Seeds pooled: {seeds}. n of the columns: {counts}.\n"
 
 
 def draw(found: Sequence[dict[str, Any]]) -> str:
