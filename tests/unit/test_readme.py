@@ -60,13 +60,13 @@ def test_the_plot_is_drawn_from_the_committed_results(tmp_path) -> None:
 
 def test_committed_conditions_hold_every_arm_and_no_smoke() -> None:
     found = json.loads((DOCS / "conditions.json").read_text())
-    wanted = ["guided 10 %", "guided 10 %, icons", "captioned 1 %", "absent"]
+    wanted = ["guided 10 %", "guided 10 %, icons", "captioned 1 %"]
     assert [title(it) for it in found] == wanted
     for it in found:
         assert not it["smoke"]
         assert {"ce", "tga"} <= it["arms"].keys()
-    assert [it["seeds"] for it in found[:3]] == [[0, 1, 2]] * 3
-    assert all("paper" in it["arms"] for it in found[:2])
+        assert it["seeds"] == [0, 1, 2]
+    assert "paper" in found[0]["arms"]
 
 
 def test_every_committed_experiment_is_one_of_the_script() -> None:
