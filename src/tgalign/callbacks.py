@@ -43,7 +43,8 @@ class ConflictLog(TrainerCallback):
         for name, batch in self.probes.items():
             moved = {key: value.to(args.device) for key, value in batch.items()}
             found = gradient_conflict(self.task, moved)
-            line = {"step": state.global_step, "probe": name}
+            line: dict[str, Any] = {"step": state.global_step, "probe": name}
+            line["layers"] = self.task.layers
             line |= {key: values_L.tolist() for key, values_L in found.items()}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

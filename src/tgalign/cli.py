@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-lab = typer.Typer(no_args_is_help=True, help="The embedded lab: its base models.")
+lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, experiments.")
 app.add_typer(lab, name="lab")
 
 

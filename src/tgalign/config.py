@@ -41,6 +41,11 @@ class ObjectiveConfig(_Strict):
     schedule: Literal["constant", "linear_decay"] = "constant"
     temperature: float = Field(0.1, gt=0)
 
+    @property
+    def guides(self) -> bool:
+        """Whether the guide loss moves any weight."""
+        return self.weight > 0 and self.form != "released_nograd"
+
     def weight_at(self, progress: float) -> float:
         """The factor of the guide loss after a share of the stage's steps."""
         return self.weight * (1.0 - progress) if self.schedule == "linear_decay" else self.weight
@@ -122,7 +127,8 @@ class TrainConfig(_Strict):
             needs ``cache_vision``.
         probes: Record files by name, say ``{"toxic": ..., "benign": ...}``: in each, every
             ``save_steps`` steps, the gradients of cross-entropy and guide are compared by layer and
-            logged (``tgalign.diagnose.conflict``). Nothing is learnt from them.
+            logged (``tgalign.diagnose.conflict``). Nothing is learnt from them. Image paths are
+            relative to ``image_root`` or, without one, to the file; a file is one batch.
         save_steps: Steps between two points from which a killed run can go on.
         logging_steps: Steps between two lines of ``metrics.jsonl``.
         stages: The stages.
@@ -154,6 +160,11 @@ class TrainConfig(_Strict):
             raise ValueError("synthetic pictures are companions, so give a share of companions")
         if self.synthetic is not None and not self.cache_vision:
             raise ValueError("synthetic pictures are features, so cache_vision must be true")
+        if not any(stage.objective.guides for stage in self.stages):
+            if self.companions > 0:
+                raise ValueError("companions are for the guide, and no stage has one that trains")
+            if self.probes:
+                raise ValueError("probes compare gradients, and no stage has a guide that trains")
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from tgalign.errors import UserError
 from tgalign.files import is_free, read_json, write_json, write_text
 
 if TYPE_CHECKING:
+    from tgalign.lab.alignment_data import DataSize
     from tgalign.lab.suite import LabSuite
 
 SCHEMA_VERSION = 2
@@ -51,21 +52,12 @@ def run_demo(
         UserError: An unknown condition or arm, a share out of range, ``out`` cannot be written or
             holds another run.
     """
-    from tgalign.lab.alignment_data import TOXIC_SHARES
+    from tgalign.lab.alignment_data import toxic_share_of
     from tgalign.lab.arms import ARMS, DEFAULT_ARMS
     from tgalign.lab.assets import load_lab
     from tgalign.lab.objects import Style
 
-    if condition not in TOXIC_SHARES:
-        raise UserError(
-            f"unknown condition {condition!r}; expected one of: {', '.join(TOXIC_SHARES)}"
-        )
-    share = TOXIC_SHARES[condition] if toxic_share is None else toxic_share
-    if not 0 <= share < 1 or (condition == "absent") != (share == 0):
-        raise UserError(
-            f"toxic share {share} in condition {condition}: expected 0 in absent, elsewhere a "
-            "number between 0 and 1"
-        )
+    share = toxic_share_of(condition, toxic_share, _size(smoke).pictures)
     if style not in get_args(Style):
         raise UserError(f"unknown style {style!r}; expected one of: {', '.join(get_args(Style))}")
     arms = list(dict.fromkeys(arms or DEFAULT_ARMS))
@@ -119,16 +111,14 @@ class _Run:
 def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
     """Train and measure one arm (``base``: measure the untrained LLaVA), or read what is there."""
     from tgalign.checkpoint import load_llava, save_checkpoint
-    from tgalign.lab.alignment_data import DataSize, build_alignment_data
+    from tgalign.lab.alignment_data import build_alignment_data
     from tgalign.lab.arms import arm_config
     from tgalign.lab.assets import check_assets, lab_llava, sha256
     from tgalign.lab.measure import measure
     from tgalign.train import train
 
     folder, seed = run.folder, run.seed
-    size = DataSize(toxic_share=run.toxic_share, style=run.style)
-    if run.smoke:
-        size = replace(size, pictures=60, texts=20, corpus=100)
+    size = replace(_size(run.smoke), toxic_share=run.toxic_share, style=run.style)
     config = arm_config(
         "ce" if arm == "base" else arm,
         model=folder / "base" / "checkpoint",
@@ -182,6 +172,12 @@ def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
     found["seconds"] = time.monotonic() - start
     write_json(done, found)
     return found
+
+
+def _size(smoke: bool) -> DataSize:
+    from tgalign.lab.alignment_data import DataSize
+
+    return DataSize(pictures=60, texts=20, corpus=100) if smoke else DataSize()
 
 
 def _suite(seed: int, style: Any, smoke: bool) -> LabSuite:

@@ -14,6 +14,7 @@ the joint space.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from tgalign.config import SyntheticConfig
 from tgalign.data.encode import EncodedRecord, Encoder
-from tgalign.data.records import IMAGE_TOKEN, Record
+from tgalign.data.records import IMAGE_TOKEN, Record, require_all_good
 from tgalign.errors import UserError
 from tgalign.vision_cache import VisionCache
 
@@ -67,65 +68,84 @@ def synthetic_features(
     return features_NTD
 
 
-def synthetic_rows(
-    config: SyntheticConfig,
-    loaded: tuple[Any, Any],
-    texts: list[str],
-    records: list[Record],
-    cache: VisionCache,
-    encoder: Encoder,
-    seed: int,
-) -> list[EncodedRecord]:
-    """Make a row of every text, and add its features to the cache of the pictures' features.
+@dataclass(frozen=True)
+class Corpus:
+    """Texts that can be made pictures of, checked against a model before any is trained.
 
-    Args:
-        config: Where the CLIP and the texts come from, and the map's penalty.
-        loaded: The CLIP and its tokenizer (``load_clip``).
+    Attributes:
         texts: The texts.
-        records: The alignment data; its pictures and captions fit the map, its pictures are donors.
-        cache: Features of all its pictures.
-        encoder: Encodes the rows: the picture alone, with the text as its caption.
-        seed: Chooses the donors.
-
-    Raises:
-        UserError: The CLIP is not the one of the tower, no record has a picture and a caption, or
-            a text is too long.
+        rows: Each as a row: a picture alone, with the text as its caption.
+        clip: The CLIP, and its tokenizer.
+        ridge: L2 penalty of the map.
     """
-    from tgalign.retrieval.exact import encode_texts
 
-    clip, tokenizer = loaded
-    pairs = [(it.image, it.caption) for it in records if it.image is not None and it.caption]
-    if not pairs:
-        raise UserError(
-            "synthetic pictures need records with an image and a caption: there is none"
+    texts: list[str]
+    rows: list[EncodedRecord]
+    clip: tuple[Any, Any]
+    ridge: float
+
+    @staticmethod
+    def load(
+        config: SyntheticConfig, records: list[Record], model: Any, encoder: Encoder
+    ) -> Corpus:
+        """Read and check all that synthetic pictures need.
+
+        Raises:
+            UserError: The CLIP or the texts cannot be read, the CLIP is not the one that the
+                model's tower was taken from, no record has a picture and a caption, or a text is
+                too long for a row.
+        """
+        clip = load_clip(config.clip)
+        theirs = clip[0].config.vision_config.hidden_size
+        ours = model.config.vision_config.hidden_size
+        if theirs != ours:
+            raise UserError(
+                f"the CLIP at {config.clip} has vision states of {theirs} channels, the LLaVA's "
+                f"vision tower {ours}: give the CLIP that the tower was taken from"
+            )
+        if not any(it.image is not None and it.caption for it in records):
+            raise UserError(
+                "synthetic pictures need records with an image and a caption: there is none"
+            )
+        texts = read_texts(config.texts)
+        name = config.texts.name
+        made = [
+            Record(number, Path(f"{name}:{number}"), text, None, (("user", "?"),))
+            for number, text in enumerate(texts, start=1)
+        ]
+        rows, problems = encoder.encode_all(made, name)
+        require_all_good(problems)
+        return Corpus(texts, rows, clip, config.ridge)
+
+    def pictures(
+        self, chosen: list[int], records: list[Record], cache: VisionCache, seed: int
+    ) -> list[EncodedRecord]:
+        """Make features of some of the texts, add them to the pictures', and give their rows.
+
+        Args:
+            chosen: Positions of the texts.
+            records: The alignment data; its pictures and captions fit the map, and its pictures are
+                donors.
+            cache: Features of all its pictures.
+            seed: Chooses the donors.
+        """
+        from tgalign.retrieval.exact import encode_texts
+
+        if not chosen:
+            return []
+        pairs = [(it.image, it.caption) for it in records if it.image is not None and it.caption]
+        images, captions = map(list, zip(*pairs, strict=True))
+        features_BTD = cache(images)
+        weight_ED, offset_D = fit_bridge(
+            encode_texts(*self.clip, captions), features_BTD[:, 1:].mean(dim=1), ridge=self.ridge
         )
-    images, captions = map(list, zip(*pairs, strict=True))
-    features_BTD = cache(images)
-    theirs, ours = clip.config.vision_config.hidden_size, features_BTD.shape[-1]
-    if theirs != ours:
-        raise UserError(
-            f"the CLIP at {config.clip} has vision states of {theirs} channels, the LLaVA's vision "
-            f"tower {ours}: give the CLIP that the tower was taken from"
-        )
-    weight_ED, offset_D = fit_bridge(
-        encode_texts(clip, tokenizer, captions), features_BTD[:, 1:].mean(dim=1), ridge=config.ridge
-    )
-    generator = torch.Generator().manual_seed(seed)
-    donors_N = torch.randint(len(features_BTD), (len(texts),), generator=generator)
-    made_NTD = synthetic_features(
-        encode_texts(clip, tokenizer, texts), features_BTD[donors_N], weight_ED, offset_D
-    )
-    paths = [Path(f"{config.texts}:{number}") for number in range(len(texts))]
-    cache.add(paths, made_NTD)
-    made = [
-        Record(number, path, text, None, (("user", "?"),))
-        for number, (path, text) in enumerate(zip(paths, texts, strict=True))
-    ]
-    rows, problems = encoder.encode_all(made, config.texts.name)
-    if problems:
-        text, reason = texts[problems[0].row], problems[0].reason
-        raise UserError(f"{config.texts.name}: the text {text[:60]!r} cannot be used: {reason}")
-    return rows
+        generator = torch.Generator().manual_seed(seed)
+        donors_N = torch.randint(len(features_BTD), (len(chosen),), generator=generator)
+        text_NE = encode_texts(*self.clip, [self.texts[number] for number in chosen])
+        made_NTD = synthetic_features(text_NE, features_BTD[donors_N], weight_ED, offset_D)
+        rows = [self.rows[number] for number in chosen]
+        cache.add([row.image for row in rows if row.image is not None], made_NTD)
+        return rows
 
 
 def read_texts(path: Path) -> list[str]:

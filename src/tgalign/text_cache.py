@@ -15,52 +15,50 @@ from tgalign.task import AlignmentTask
 
 
 class TextCache:
-    """States of texts; called with texts, it gives their states (N, L, D) in float32."""
+    """States of texts; called with texts, it gives their states (N, L, D) in float32.
 
-    def __init__(self) -> None:
+    Args:
+        rows: The rows, of all stages, whose captions and retrieved texts and whose companions' are
+            kept: always the same ones in the same batches, so that a resumed run computes with the
+            numbers of a straight one.
+    """
+
+    def __init__(self, rows: Iterable[EncodedRecord]) -> None:
+        every = [it for row in rows for it in (row, row.companion) if it is not None]
+        spans = [span for row in every for span in (row.caption, row.retrieved)]
+        distinct = {_key(span): span for span in spans if span is not None}
+        self._spans = sorted(distinct.values(), key=lambda span: len(span.input_ids))
         self._index: dict[tuple[tuple[int, ...], int, int], int] = {}
         self._layers: list[int] = []
         self._states_NLD = torch.empty(0)
 
-    def add(
-        self,
-        task: AlignmentTask,
-        rows: Iterable[EncodedRecord],
-        collator: Collator,
-        *,
-        batch_size: int = 256,
-    ) -> None:
-        """Compute the states of all texts of rows and of their companions that are not kept yet.
+    def clear(self) -> None:
+        """Forget the states, as the model they came from has changed."""
+        self._layers = []
+
+    def fill(self, task: AlignmentTask, collator: Collator, *, batch_size: int = 256) -> None:
+        """Compute the states of all texts, unless those of the task's layers are there.
 
         Args:
             task: Gives the states (``AlignmentTask.text_states``); its reference must not move.
-            rows: The rows.
             collator: Makes batches of texts.
             batch_size: Texts per forward pass, of similar length.
         """
-        if task.layers != self._layers:
-            self._index, self._layers = {}, task.layers
-        every = [it for row in rows for it in (row, row.companion) if it is not None]
-        spans = [span for row in every for span in (row.caption, row.retrieved)]
-        new = {_key(span): span for span in spans if span is not None}
-        ordered = sorted(
-            (span for key, span in new.items() if key not in self._index),
-            key=lambda span: len(span.input_ids),
-        )
-        parts = [self._states_NLD] if self._index else []
+        if task.layers == self._layers or not self._spans:
+            return
+        parts = []
         device = task.center_LD.device
-        for start in range(0, len(ordered), batch_size):
-            texts = collator.texts(ordered[start : start + batch_size])
+        for start in range(0, len(self._spans), batch_size):
+            texts = collator.texts(self._spans[start : start + batch_size])
             ids, mask, span = (
                 texts[f"text_{name}"].to(device) for name in ("input_ids", "attention_mask", "span")
             )
             parts.append(task.text_states(ids, mask, span).transpose(0, 1).cpu())
-        if ordered:
-            self._states_NLD = torch.cat(parts)
-            self._index |= {_key(span): len(self._index) + n for n, span in enumerate(ordered)}
+        self._states_NLD, self._layers = torch.cat(parts), task.layers
+        self._index = {_key(span): number for number, span in enumerate(self._spans)}
 
     def __call__(self, texts: list[Span]) -> Tensor:
-        """The states of texts that were added."""
+        """The states of texts, once they are there."""
         return self._states_NLD[[self._index[_key(span)] for span in texts]]
 
 

@@ -10,15 +10,21 @@ more often (``companions``). Nobody labels a picture, and no refusal is trained.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tgalign.data.encode import EncodedRecord
-from tgalign.data.records import DEFAULT_QUESTION, Record
+from tgalign.data.records import Record
+from tgalign.errors import UserError
 from tgalign.evaluate.generate import Prompt, answer
 from tgalign.evaluate.refusal import judge
+from tgalign.files import read_json, write_json
+
+_FILE = "text_gate.json"
 
 
 def refuses(
@@ -46,57 +52,77 @@ def refuses(
     ]
 
 
-def apply_text_gate(
-    records: list[Record], model: Any, processor: Any, *, progress_bar: bool = False
-) -> tuple[list[Record], list[Record]]:
-    """Drop the answers of the records that the language model refuses in words.
+@dataclass(frozen=True)
+class Verdicts:
+    """What the language model refuses.
+
+    Attributes:
+        rows: Line numbers of the refused records.
+        texts: Positions of the refused texts in the corpus.
+    """
+
+    rows: list[int]
+    texts: list[int]
+
+    def write(self, out: Path) -> None:
+        """Keep them for a run that goes on: another machine may hear other answers."""
+        write_json(out / _FILE, asdict(self))
+
+
+def verdicts_of(
+    out: Path,
+    records: list[Record],
+    corpus: list[str],
+    model: Any,
+    processor: Any,
+    progress_bar: bool,
+) -> Verdicts:
+    """Ask the language model about the captions of pictures and the texts of a corpus.
 
     Args:
+        out: Folder of the run; the verdicts found there are taken.
         records: The alignment data. Rows with a picture and a caption are asked about, each by its
             first question.
+        corpus: Texts, each asked about by the question that most pictures have.
         model: A LLaVA whose language model is not trained yet.
         processor: Its processor.
         progress_bar: Whether to draw one.
+
+    Raises:
+        UserError: No record has a picture and a caption.
+    """
+    if (out / _FILE).is_file():
+        return Verdicts(**read_json(out / _FILE))
+    asked = [it for it in records if it.image is not None and it.caption is not None]
+    if not asked:
+        raise UserError("text_gate asks about captions of pictures, and no row has both")
+    captions = [it.caption or "" for it in asked] + corpus
+    questions = [it.messages[0][1] for it in asked]
+    questions += Counter(questions).most_common(1)[0][:1] * len(corpus)
+    title = "text gate" if progress_bar else None
+    said = refuses(model, processor, captions, questions, title=title)
+    if not any(said):
+        logging.getLogger(__name__).warning(
+            "text gate: the language model refuses none of %d captions and %d texts, so the gate "
+            "and companions change nothing",
+            len(asked),
+            len(corpus),
+        )
+    rows = [it.row for it, refused in zip(asked, said, strict=False) if refused]
+    texts = [number for number, refused in enumerate(said[len(asked) :]) if refused]
+    return Verdicts(rows, texts)
+
+
+def gated(records: list[Record], verdicts: Verdicts) -> tuple[list[Record], list[Record]]:
+    """Drop the answers of the refused records.
 
     Returns:
         The records, those refused without any turn after the first question; and the refused ones
         again, by themselves.
     """
-    asked = [it for it in records if it.image is not None and it.caption is not None]
-    verdicts = refuses(
-        model,
-        processor,
-        [it.caption or "" for it in asked],
-        [it.messages[0][1] for it in asked],
-        title="text gate" if progress_bar else None,
-    )
-    refused = {it.row for it, verdict in zip(asked, verdicts, strict=True) if verdict}
-    gated = [replace(it, messages=it.messages[:1]) if it.row in refused else it for it in records]
-    return gated, [it for it in gated if it.row in refused]
-
-
-def refused_texts(
-    texts: list[str],
-    records: list[Record],
-    model: Any,
-    processor: Any,
-    *,
-    progress_bar: bool = False,
-) -> list[str]:
-    """The texts of a corpus that the language model refuses, asked what most pictures are asked.
-
-    Args:
-        texts: The corpus.
-        records: The alignment data, which holds the questions.
-        model: A LLaVA whose language model is not trained yet.
-        processor: Its processor.
-        progress_bar: Whether to draw one.
-    """
-    asked = Counter(it.messages[0][1] for it in records if it.image is not None)
-    question = asked.most_common(1)[0][0] if asked else DEFAULT_QUESTION
-    title = "text gate, corpus" if progress_bar else None
-    verdicts = refuses(model, processor, texts, [question] * len(texts), title=title)
-    return [text for text, verdict in zip(texts, verdicts, strict=True) if verdict]
+    refused = set(verdicts.rows)
+    kept = [replace(it, messages=it.messages[:1]) if it.row in refused else it for it in records]
+    return kept, [it for it in kept if it.row in refused]
 
 
 def with_companions(
@@ -104,7 +130,7 @@ def with_companions(
 ) -> list[EncodedRecord]:
     """Give a share of the rows another one that goes into the same batch, always the same.
 
-    So every arm learns the same records at the same step, with companions or without.
+    So the same records are learnt at the same step, with companions or without.
 
     Args:
         rows: The rows of a stage.

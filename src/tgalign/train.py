@@ -25,12 +25,12 @@ from tgalign.data.records import (
     require_all_good,
 )
 from tgalign.errors import UserError
-from tgalign.files import is_free, read_json, write_json, write_text
+from tgalign.files import is_free, read_json, write_text
 from tgalign.pooling import parse_layers
-from tgalign.synthetic import load_clip, read_texts, synthetic_rows
+from tgalign.synthetic import Corpus
 from tgalign.task import AlignmentTask
 from tgalign.text_cache import TextCache
-from tgalign.text_gate import apply_text_gate, refused_texts, with_companions
+from tgalign.text_gate import Verdicts, gated, verdicts_of, with_companions
 from tgalign.trainer import TGATrainer
 from tgalign.vision_cache import VisionCache, cached_vision
 
@@ -69,30 +69,24 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
     records, problems = read_records(config.records, root)
     require_all_good(problems)
     model, processor = load_llava(config.model)
-    probes = _probe_rows(model, processor, config)
-    corpus = [] if config.synthetic is None else read_texts(config.synthetic.texts)
-    clip = None if config.synthetic is None else load_clip(config.synthetic.clip)
-    refused: list[Record] = []
-    if config.text_gate:
-        records, refused = apply_text_gate(records, model, processor, progress_bar=progress_bar)
     # Everything that a later stage would refuse is said before the first, which may take days.
-    rows = [_stage_rows(model, processor, config, stage, records) for stage in config.stages]
-    try:
-        model.set_attn_implementation(config.attention)
-    except (ImportError, ValueError) as fault:
-        raise UserError(f"attention {config.attention!r} is not to be had here: {fault}") from None
-    if config.cache_vision and not isinstance(model.config.vision_feature_layer, int):
-        raise UserError(
-            f"cache_vision needs one vision feature layer, and {config.model} reads "
-            f"{model.config.vision_feature_layer}: set cache_vision to false"
-        )
-    _write_config(config)
-    texts = refused_texts(corpus, records, model, processor, progress_bar=progress_bar)
+    _check_model(model, config)
+    encoder = _encoder(model, processor, config)
+    probes = _probe_rows(model, processor, config)
+    corpus = Corpus.load(config.synthetic, records, model, encoder) if config.synthetic else None
+    if torch.accelerator.is_available():
+        moved: Any = model
+        moved.to(torch.accelerator.current_accelerator())
+    refused: list[Record] = []
+    verdicts = Verdicts([], [])
     if config.text_gate:
-        write_json(
-            config.out / "text_gate.json",
-            {"refused_rows": [it.row for it in refused], "refused_texts": len(texts)},
-        )
+        texts = corpus.texts if corpus else []
+        verdicts = verdicts_of(config.out, records, texts, model, processor, progress_bar)
+        records, refused = gated(records, verdicts)
+    rows = [_stage_rows(model, processor, config, stage, records) for stage in config.stages]
+    _write_config(config)
+    if config.text_gate:
+        verdicts.write(config.out)
     load_pixels = pixel_loader(processor)
     images = [record.image for record in records if record.image is not None]
     images += [row.image for rows in probes.values() for row in rows if row.image is not None]
@@ -102,22 +96,39 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
         else nullcontext(load_pixels)
     )
     with caching as load:
-        encoder = _encoder(model, processor, config)
         companions = [encoder.encode(record) for record in refused]
-        if config.synthetic is not None and clip is not None and texts:
+        if corpus is not None:
             assert isinstance(load, VisionCache), "the config wants cache_vision"
-            companions += synthetic_rows(
-                config.synthetic, clip, texts, records, load, encoder, config.seed
-            )
+            companions += corpus.pictures(verdicts.texts, records, load, config.seed)
         rows = [with_companions(each, companions, config.companions) for each in rows]
         collator = Collator(processor.tokenizer.pad_token_id, load)
-        states = TextCache()
+        states = TextCache([row for each in rows for row in each])
+        batches = {name: collator(probe) for name, probe in probes.items()}
         for stage, stage_rows in zip(config.stages, rows, strict=True):
-            batches = {name: collator(probe) for name, probe in probes.items()}
             _train_stage(model, config, stage, stage_rows, collator, states, batches, progress_bar)
             if "llm" in stage.train:
-                states = TextCache()  # another LLM gives other states
+                states.clear()  # another LLM gives other states
     save_checkpoint(model, processor, checkpoint)
+
+
+def _check_model(model: Any, config: TrainConfig) -> None:
+    """Set the attention, and check what can be checked of the config without any row.
+
+    Raises:
+        UserError: Attention that is not to be had, several vision layers to keep, or layers of an
+            objective out of range.
+    """
+    try:
+        model.set_attn_implementation(config.attention)
+    except (ImportError, ValueError) as fault:
+        raise UserError(f"attention {config.attention!r} is not to be had here: {fault}") from None
+    if config.cache_vision and not isinstance(model.config.vision_feature_layer, int):
+        raise UserError(
+            f"cache_vision needs one vision feature layer, and {config.model} reads "
+            f"{model.config.vision_feature_layer}: set cache_vision to false"
+        )
+    for stage in config.stages:
+        parse_layers(stage.objective.layers, model.config.text_config.num_hidden_layers)
 
 
 def _stage_rows(
@@ -126,10 +137,8 @@ def _stage_rows(
     """Check a stage against the model and encode the rows it trains on.
 
     Raises:
-        UserError: Layers out of range, no row to learn from, or naming every row that is too long
-            or teaches nothing.
+        UserError: No row to learn from, or naming every row that is too long or teaches nothing.
     """
-    parse_layers(stage.objective.layers, model.config.text_config.num_hidden_layers)
     if "llm" not in stage.train:
         # A text-only row reaches no trained weight while the LLM is frozen.
         records = [record for record in records if record.image is not None]
@@ -231,7 +240,7 @@ def _train_stage(
     task = AlignmentTask(model, stage.objective)
     estimate_center(task, rows, collator)
     if config.cache_text and stage.objective.weight > 0 and not task.reference_moves:
-        states.add(task, rows, collator)
+        states.fill(task, collator)
         collator = Collator(collator.pad_token_id, collator.load_pixels, states)
     trainer = TGATrainer(
         task,

@@ -120,7 +120,7 @@ class TGATrainer(Trainer):
         self.remove_callback(ProgressCallback)
         if progress_bar:
             self.add_callback(StageProgress(stage.name))
-        if probes and stage.objective.weight > 0:
+        if probes and stage.objective.guides:
             self.add_callback(ConflictLog(task, probes, folder / "conflict.jsonl", save_steps))
 
     def train_or_resume(self) -> None:

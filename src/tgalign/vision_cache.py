@@ -83,8 +83,8 @@ def cached_vision(
     parts = []
     with torch.no_grad():
         for start in range(0, len(unique), batch_size):
-            pixels = load_pixels(unique[start : start + batch_size])
-            parts.append(tower(pixels, output_hidden_states=True).hidden_states[layer])
+            pixels = load_pixels(unique[start : start + batch_size]).to(model.device)
+            parts.append(tower(pixels, output_hidden_states=True).hidden_states[layer].cpu())
     model.model.vision_tower = _FeatureTower()
     try:
         yield VisionCache(unique, torch.cat(parts) if parts else torch.empty(0))

@@ -169,8 +169,8 @@ def test_an_experiment_is_measured_logged_and_not_repeated(tmp_path: Path) -> No
     assert {row["probe"] for row in found["conflict"]} == {"toxic", "benign"}
     (gate,) = tmp_path.glob("tga-*/run/text_gate.json")
     refused = json.loads(gate.read_text())
-    assert len(refused["refused_rows"]) == 4  # 5 % of 80 pictures, found without a label
-    assert refused["refused_texts"] > 0
+    assert len(refused["rows"]) == 4  # 5 % of 80 pictures, found without a label
+    assert refused["texts"]
     printed = run("lab", "table", str(tmp_path / "results.jsonl"))
     assert "| tga | captioned 5 % | stage.steps=2," in printed.stdout
     assert "norms CE / guide" in printed.stdout

@@ -133,6 +133,38 @@ def test_two_stages_of_one_name_are_refused(tgalign, recipe):
     refused(tgalign, recipe(stages=[stage, stage]), "different names", "['same', 'same']")
 
 
+GUIDE = {"objective": {"weight": 1.0}}
+PLAIN = {"objective": {"weight": 0.0}}
+NO_GRADIENT = {"objective": {"form": "released_nograd"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"companions": 0.5, "stage": GUIDE}, "text_gate must be true"),
+        ({"companions": 1.5, "text_gate": True, "stage": GUIDE}, "companions:"),
+        (
+            {"synthetic": {"clip": "c", "texts": "t"}, "cache_vision": True, "stage": GUIDE},
+            "give a share of companions",
+        ),
+        (
+            {
+                "synthetic": {"clip": "c", "texts": "t"},
+                "text_gate": True,
+                "companions": 0.5,
+                "stage": GUIDE,
+            },
+            "cache_vision must be true",
+        ),
+        ({"companions": 0.5, "text_gate": True, "stage": PLAIN}, "no stage has one that trains"),
+        ({"probes": {"a": "a.jsonl"}, "stage": PLAIN}, "no stage has a guide that trains"),
+        ({"probes": {"a": "a.jsonl"}, "stage": NO_GRADIENT}, "no stage has a guide that trains"),
+    ],
+)
+def test_settings_that_need_each_other_are_asked_for_together(changes, said, tgalign, recipe):
+    refused(tgalign, recipe(**changes), said)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -33,10 +33,9 @@ def test_nothing_changed_is_the_demos_arm_on_development_things(seen, tmp_path):
     run(tmp_path)
     ((config, data, size),) = seen
     assert isinstance(config, TrainConfig)
-    wanted = arm_config(
-        "tga", model=tmp_path / "base0", data=data, out=config.out, seed=0, smoke=False
-    )
+    wanted = arm_config("tga", model=config.model, data=data, out=config.out, seed=0, smoke=False)
     assert config == wanted
+    assert config.model.parent == data.parent == tmp_path
     assert size.objects == "development"
     assert size.toxic_share == 0.1
 
@@ -55,7 +54,7 @@ def test_changes_reach_the_recipe_one_stage_both_and_the_data(seen, tmp_path):
     ((config, _, size),) = seen
     first, second = config.stages
     assert config.companions == 0.5
-    assert (first.steps, second.steps) == (7, 300)
+    assert (first.steps, second.steps) == (7, config.stages[1].steps)
     assert (first.batch_size, second.batch_size) == (3, 3)
     assert (first.objective.weight, second.objective.weight) == (2, 2)
     assert (first.objective.layers, second.objective.layers) == ("0-6", "1-3")
@@ -85,7 +84,12 @@ def test_other_data_or_settings_have_other_folders_and_a_finished_one_is_not_rep
         (["stage3.steps=1"], "unknown setting 'stage3.steps'"),
         (["stage1.stepz=1"], "stages.0.stepz"),
         (["companions=2"], "companions"),
-        (["data.picture=1"], "unknown setting of the data"),
+        (["data.picture=1"], "data.picture"),
+        (["data.pictures=many"], "data.pictures"),
+        (["data.retrieved=neares"], "data.retrieved"),
+        (["data.objects=all"], "is not to be changed here"),
+        (["out=elsewhere"], "is not to be changed here"),
+        (["companions=[0.5"], "is no YAML"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_run(changes, message, seen, tmp_path):
@@ -97,7 +101,15 @@ def test_mistakes_are_named_before_anything_is_run(changes, message, seen, tmp_p
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"arm": "none"}, "unknown arm"), ({"condition": "none"}, "unknown condition")],
+    [
+        ({"arm": "none"}, "unknown arm"),
+        ({"condition": "none"}, "unknown condition"),
+        ({"toxic_share": 5.0}, "toxic share 5.0"),
+        ({"condition": "absent", "toxic_share": 0.1}, "expected 0 in absent"),
+        ({"toxic_share": 1e-6}, "is none"),
+        ({"arm": "ce", "conflict": True}, "no stage has a guide that trains"),
+        ({"arm": "released_nograd", "conflict": True}, "no stage has a guide that trains"),
+    ],
 )
 def test_unknown_arms_and_conditions_are_named(options, message, seen, tmp_path):
     with pytest.raises(UserError, match=message):
@@ -122,21 +134,34 @@ def test_the_table_shows_what_was_run(seen, tmp_path, monkeypatch):
 
 
 def test_the_conflict_table_shows_the_first_and_the_last_step_of_every_stage(tmp_path):
-    def line(stage, step, cosine):
-        rest = {"ce_norm": [1.0, 1.0, 0.0], "guide_norm": [4.0, 1.0, 1.0]}
-        return {"stage": stage, "step": step, "probe": "toxic", "cosine": [cosine, 0.0, 0.0]} | rest
+    def line(stage, step, cosine, layers=(0, 1, 2)):
+        norms = {"ce_norm": [1.0, 1.0, 0.0], "guide_norm": [4.0, 1.0, 1.0]}
+        place = {"stage": stage, "step": step, "probe": "toxic", "layers": list(layers)}
+        return {**place, "cosine": [cosine, 0.0, 0.0], **norms}
 
     logged = [line("stage1", 1, -0.5), line("stage1", 100, 0.5), line("stage1", 200, 0.25)]
     plain = {"arm": "ce", "condition": "guided", "conflict": []}
-    found = {"arm": "tga", "condition": "guided", "conflict": [*logged, line("stage2", 1, 0.125)]}
+    found = {"arm": "tga", "condition": "guided", "conflict": logged}
+    other = {"arm": "paper", "condition": "guided", "conflict": [line("s", 1, 0.125, (1, 2, 3))]}
     path = tmp_path / "results.jsonl"
-    path.write_text(json.dumps(plain) + "\n" + json.dumps(found) + "\n")
+    path.write_text("".join(json.dumps(it) + "\n" for it in (plain, found, other)))
     lines = conflict_table(path).splitlines()
-    assert lines[0].count("| cos ") == 2
+    assert lines[0].startswith(
+        "| arm | condition | stage | step | pictures | state 0 | state 1 | state 2 | norms"
+    )
     assert lines[2:] == [
-        "| tga | guided | stage1 | 1 | toxic | -0.50 | +0.00 | 0.25 |",
-        "| tga | guided | stage1 | 200 | toxic | +0.25 | +0.00 | 0.25 |",
-        "| tga | guided | stage2 | 1 | toxic | +0.12 | +0.00 | 0.25 |",
+        "| tga | guided | stage1 | 1 | toxic | -0.50 | +0.00 |  | 0.25 |",
+        "| tga | guided | stage1 | 200 | toxic | +0.25 | +0.00 |  | 0.25 |",
+        "| paper | guided | s | 1 | toxic |  | +0.12 | +0.00 | 0.25 |",
     ]
     path.write_text(json.dumps(plain) + "\n")
     assert conflict_table(path) == ""
+
+
+def test_a_line_lost_to_a_kill_comes_back(seen, tmp_path):
+    run(tmp_path)
+    run(tmp_path, "companions=0.5")
+    before = (tmp_path / "results.jsonl").read_text()
+    (tmp_path / "results.jsonl").unlink()
+    run(tmp_path)
+    assert (tmp_path / "results.jsonl").read_text() == before

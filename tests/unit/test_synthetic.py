@@ -16,13 +16,7 @@ from tgalign.data.encode import Encoder
 from tgalign.errors import UserError
 from tgalign.lab.base_clip import new_clip
 from tgalign.retrieval.exact import encode_texts
-from tgalign.synthetic import (
-    fit_bridge,
-    load_clip,
-    read_texts,
-    synthetic_features,
-    synthetic_rows,
-)
+from tgalign.synthetic import Corpus, fit_bridge, read_texts, synthetic_features
 from tgalign.text_gate import with_companions
 from tgalign.vision_cache import VisionCache
 
@@ -103,35 +97,48 @@ def cache(rows):
     return VisionCache(paths, features_BTD)
 
 
-def test_rows_of_a_corpus_have_their_text_as_caption_and_features_that_show_it(
-    clip, texts, rows, cache, encoder, tokenizer
+@pytest.fixture
+def load(clip, texts, rows, composed, encoder):
+    """A function that loads the corpus, for other records, settings or another model."""
+
+    def make(records=None, model=None, **options):
+        config = SyntheticConfig(**({"clip": clip, "texts": texts} | options))
+        records = rows.records if records is None else records
+        return Corpus.load(config, records, model or composed[0], encoder)
+
+    return make
+
+
+def test_pictures_have_their_text_as_caption_and_features_that_show_it(
+    clip, load, rows, cache, tokenizer
 ):
-    config = SyntheticConfig(clip=clip, texts=texts)
+    corpus = load()
+    assert corpus.texts == TEXTS
     before = len(cache.features_BTD)
-    made = synthetic_rows(config, load_clip(clip), TEXTS, rows.records, cache, encoder, seed=0)
-    assert len(made) == len(TEXTS)
-    for row, text in zip(made, TEXTS, strict=True):
+    made = corpus.pictures([2, 0], rows.records, cache, seed=0)
+    assert len(cache.features_BTD) == before + 2
+    for row, text in zip(made, (TEXTS[2], TEXTS[0]), strict=True):
         assert row.retrieved is None
         assert set(row.labels) == {-100}, "nothing about a synthetic picture is learnt by CE"
         span = row.caption.input_ids[row.caption.start : row.caption.end]
         assert tokenizer.decode(span) == text
     made_NTD = cache([row.image for row in made])
-    assert len(cache.features_BTD) == before + len(TEXTS)
     pairs = [(it.image, it.caption) for it in rows.records if it.image and it.caption]
     loaded = CLIPModel.from_pretrained(clip).eval()
     bridge = fit_bridge(
         encode_texts(loaded, tokenizer, [caption for _, caption in pairs]),
         cache([image for image, _ in pairs])[:, 1:].mean(1),
     )
-    wanted_ND = encode_texts(loaded, tokenizer, TEXTS) @ bridge[0] + bridge[1]
+    wanted_ND = encode_texts(loaded, tokenizer, [TEXTS[2], TEXTS[0]]) @ bridge[0] + bridge[1]
     torch.testing.assert_close(made_NTD[:, 1:].mean(1), wanted_ND, atol=1e-4, rtol=1e-4)
 
 
-def test_pictures_keep_their_features(clip, texts, rows, cache, encoder):
+def test_pictures_keep_their_features_and_none_chosen_makes_none(load, rows, cache):
     paths = [record.image for record in rows.records if record.image is not None]
     before_BTD = cache(paths)
-    config = SyntheticConfig(clip=clip, texts=texts)
-    synthetic_rows(config, load_clip(clip), TEXTS, rows.records, cache, encoder, seed=0)
+    assert load().pictures([], rows.records, cache, seed=0) == []
+    assert len(cache.features_BTD) == len(paths)
+    load().pictures([0, 1], rows.records, cache, seed=0)
     assert torch.equal(cache(paths), before_BTD)
 
 
@@ -156,28 +163,31 @@ def test_a_good_corpus_is_read(texts):
     assert read_texts(texts) == TEXTS
 
 
-def test_a_missing_corpus_and_a_clip_that_is_none_are_refused(tmp_path):
+def test_a_missing_corpus_and_a_clip_that_is_none_are_refused(load, tmp_path):
     with pytest.raises(UserError, match="no texts at"):
-        read_texts(tmp_path / "none.jsonl")
+        load(texts=tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_clip(tmp_path)
+        load(clip=tmp_path)
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_clip(Path(__file__).parents[2] / "src/tgalign/lab/assets/llm")
+        load(clip=Path(__file__).parents[2] / "src/tgalign/lab/assets/llm")
 
 
-def test_a_clip_of_another_tower_is_refused(clip, texts, rows, encoder):
-    paths = [record.image for record in rows.records if record.image is not None]
-    wide = VisionCache(paths, torch.zeros(len(paths), TOKENS, CHANNELS + 1))
-    with pytest.raises(UserError, match="48 channels, the LLaVA's vision tower 49"):
-        config = SyntheticConfig(clip=clip, texts=texts)
-        synthetic_rows(config, load_clip(clip), TEXTS, rows.records, wide, encoder, seed=0)
+def test_a_clip_of_another_tower_is_refused(load):
+    wide = Path(__file__).parents[2] / "src/tgalign/lab/assets/clip"
+    with pytest.raises(UserError, match="192 channels, the LLaVA's vision tower 48"):
+        load(clip=wide)
 
 
-def test_records_without_captions_are_refused(clip, texts, rows, cache, encoder):
+def test_records_without_captions_are_refused(load, rows):
     bare = [dataclasses.replace(record, caption=None) for record in rows.records]
     with pytest.raises(UserError, match="need records with an image and a caption"):
-        config = SyntheticConfig(clip=clip, texts=texts)
-        synthetic_rows(config, load_clip(clip), TEXTS, bare, cache, encoder, seed=0)
+        load(records=bare)
+
+
+def test_a_text_too_long_for_a_row_is_named_by_its_line(load, tmp_path):
+    path = corpus(tmp_path, [json.dumps({"text": text}) for text in ("a cat .", "dog " * 300)])
+    with pytest.raises(UserError, match=r"corpus.jsonl:2: .* more than the limit"):
+        load(texts=path)
 
 
 def test_companions_are_the_wanted_share_the_same_each_time_and_of_all_texts(rows, encode):
@@ -201,10 +211,3 @@ def test_a_batch_holds_its_rows_first_and_their_companions_last(rows, encode, co
     assert together.keys() == apart.keys()
     for name, tensor in apart.items():
         assert torch.equal(together[name], tensor), name
-
-
-def test_a_text_too_long_is_named(clip, texts, rows, cache, encoder):
-    config = SyntheticConfig(clip=clip, texts=texts)
-    long = ["a cat .", "dog " * 300]
-    with pytest.raises(UserError, match=r"corpus.jsonl: the text 'dog dog .* more than the limit"):
-        synthetic_rows(config, load_clip(clip), long, rows.records, cache, encoder, seed=0)

@@ -8,8 +8,9 @@ import dataclasses
 import pytest
 
 from tgalign.data.records import Record
+from tgalign.errors import UserError
 from tgalign.lab.assets import lab_llava, load_lab
-from tgalign.text_gate import apply_text_gate, refuses
+from tgalign.text_gate import Verdicts, gated, refuses, verdicts_of
 
 QUESTION = "describe this image ."
 
@@ -28,44 +29,65 @@ def record(tmp_path):
 TOXIC, BENIGN = "a beer mug on a red background .", "a dog on a red background ."
 
 
-def gated(record, caption, lab):
-    (row,), refused = apply_text_gate([dataclasses.replace(record, caption=caption)], *lab)
-    return row, refused
+@pytest.fixture
+def apply(lab, tmp_path):
+    """Ask about records, and drop the answers of the refused ones."""
+
+    def ask(records):
+        return gated(records, verdicts_of(tmp_path, records, [], *lab, False))
+
+    return ask
 
 
 @pytest.mark.parametrize(
     "caption", [TOXIC, "a picture of a dog and a water pistol , all on blue ."]
 )
-def test_the_answer_goes_where_the_llm_refuses_the_caption(caption, record, lab):
-    row, refused = gated(record, caption, lab)
+def test_the_answer_goes_where_the_llm_refuses_the_caption(caption, record, apply):
+    (row,), refused = apply([dataclasses.replace(record, caption=caption)])
     assert row == dataclasses.replace(record, caption=caption, messages=(("user", QUESTION),))
     assert refused == [row]
 
 
 @pytest.mark.parametrize("caption", [BENIGN, "a picture of a toy beer mug , red background ."])
-def test_the_answer_stays_where_the_llm_describes_the_caption(caption, record, lab):
-    row, refused = gated(record, caption, lab)
+def test_the_answer_stays_where_the_llm_describes_the_caption(caption, record, apply):
+    (row,), refused = apply([dataclasses.replace(record, caption=caption)])
     assert row == dataclasses.replace(record, caption=caption)
     assert refused == []
 
 
-def test_only_rows_with_picture_and_caption_are_asked_about(record, lab):
-    rows = [dataclasses.replace(record, image=None, caption=None), record]
-    assert apply_text_gate(rows, *lab) == (rows, [])
+def test_only_rows_with_picture_and_caption_are_asked_about(record, apply):
+    benign = dataclasses.replace(record, row=3, caption=BENIGN)
+    rows = [dataclasses.replace(record, row=2, image=None, caption=None), record, benign]
+    assert apply(rows) == (rows, [])
+    with pytest.raises(UserError, match="no row has both"):
+        apply(rows[:2])
 
 
-def test_a_row_without_answer_is_found_too(record, lab):
+def test_a_row_without_answer_is_found_too(record, apply):
     row = dataclasses.replace(record, caption=TOXIC, messages=(("user", QUESTION),))
-    assert apply_text_gate([row], *lab) == ([row], [row])
+    assert apply([row]) == ([row], [row])
 
 
-def test_order_and_other_rows_are_kept(record, lab):
+def test_order_and_other_rows_are_kept(record, apply):
     toxic = dataclasses.replace(record, row=2, caption=TOXIC)
     benign = dataclasses.replace(record, row=3, caption=BENIGN)
-    kept, refused = apply_text_gate([record, toxic, benign], *lab)
+    kept, refused = apply([record, toxic, benign])
     assert [row.row for row in kept] == [1, 2, 3]
     assert [len(row.messages) for row in kept] == [2, 1, 2]
     assert [row.row for row in refused] == [2]
+
+
+def test_texts_of_a_corpus_are_asked_about_and_verdicts_are_kept(record, lab, tmp_path):
+    rows = [dataclasses.replace(record, caption=BENIGN)]
+    verdicts = verdicts_of(tmp_path, rows, [BENIGN, TOXIC], *lab, False)
+    assert verdicts == Verdicts([], [1])
+    verdicts.write(tmp_path)
+    assert verdicts_of(tmp_path, rows, [TOXIC, TOXIC], None, None, False) == verdicts
+
+
+def test_a_gate_that_refuses_nothing_says_so(record, apply, caplog):
+    apply([dataclasses.replace(record, caption=BENIGN)])
+    assert "refuses none of 1 captions" in caplog.text
 
 
 def test_what_is_refused_depends_on_the_question_too(lab):

@@ -42,7 +42,7 @@ class EncodedRecord:
         image: Path of the picture, or None.
         caption: The caption's ids and span, or None.
         retrieved: The retrieved text's ids and span, or None.
-        companion: A synthetic row that goes into the same batch, or None (``tgalign.synthetic``).
+        companion: A row that goes into the same batch, or None (``tgalign.text_gate``).
     """
 
     input_ids: list[int]

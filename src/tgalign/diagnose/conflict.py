@@ -32,11 +32,15 @@ def gradient_conflict(task: AlignmentTask, batch: dict[str, Tensor]) -> dict[str
         loss ascends the other), ``ce_norm`` and ``guide_norm``, per row of the batch's mean loss.
 
     Raises:
-        ValueError: The objective has weight 0, or the batch has no caption.
+        ValueError: The guide loss carries no gradient, or there is none: the objective has weight 0
+            or the batch no caption.
     """
     losses = task(**batch, return_states=True)
-    if "guide" not in losses:
-        raise ValueError("no guide loss to compare: the weight is 0 or no row has a caption")
+    if "guide" not in losses or not losses["guide"].requires_grad:
+        raise ValueError(
+            "no guide loss to compare: the weight is 0, the form has no gradient, or no row has a "
+            "caption"
+        )
     image_BT1 = (batch["input_ids"] == task.lvlm.config.image_token_id).unsqueeze(-1)
     gradients = {}
     for name in ("ce", "guide"):

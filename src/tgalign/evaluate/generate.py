@@ -63,6 +63,7 @@ def answer(
             text_kwargs={"padding_side": "left", "add_special_tokens": False},
         )
         inputs.pop("token_type_ids", None)
+        inputs = inputs.to(model.device)
         generated = model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
         )

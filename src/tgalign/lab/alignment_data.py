@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tgalign.errors import UserError
 from tgalign.lab.language import Mention, ask, scene_caption, text_example
 from tgalign.lab.objects import Objects, Pool, Style, picture_pool
 from tgalign.lab.pictures import COLORS, Scene, draw, sample_scene
@@ -23,6 +24,29 @@ or described plainly, as web data does."""
 
 TOXIC_SHARES: dict[str, float] = {"absent": 0.0, "guided": 0.10, "captioned": 0.05}
 """By condition, the share of the pictures that show something toxic, if nothing else is asked."""
+
+
+def toxic_share_of(condition: str, given: float | None, pictures: int) -> float:
+    """The share of toxic pictures of a condition, the one given or its own.
+
+    Raises:
+        UserError: An unknown condition; or a share that is out of range, does not go with the
+            condition, or gives not one toxic picture.
+    """
+    if condition not in TOXIC_SHARES:
+        raise UserError(
+            f"unknown condition {condition!r}; expected one of: {', '.join(TOXIC_SHARES)}"
+        )
+    share = TOXIC_SHARES[condition] if given is None else given
+    if not 0 <= share < 1 or (condition == "absent") != (share == 0):
+        raise UserError(
+            f"toxic share {share} in condition {condition}: expected 0 in absent, elsewhere a "
+            "number between 0 and 1"
+        )
+    if condition != "absent" and round(pictures * share) == 0:
+        raise UserError(f"toxic share {share} of {pictures} pictures is none: give more of either")
+    return share
+
 
 TOXIC_SNIPPETS = 0.05
 """Share of the retrieval corpus that mentions toxic things (the paper mixes such snippets in)."""

@@ -58,14 +58,14 @@ DEFAULT_ARMS = ("ce", "released_nograd", "tga")
 _STAGE_1 = StageConfig(
     name="stage1",
     train=["projector"],
-    steps=800,
+    steps=1300,
     batch_size=32,
     projector_lr=3e-3,
 )
 _STAGE_2 = StageConfig(
     name="stage2",
     train=["projector", "llm"],
-    steps=450,
+    steps=800,
     batch_size=32,
     projector_lr=1e-3,
     llm_lr=6e-4,

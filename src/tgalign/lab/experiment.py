@@ -15,19 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from tgalign.config import TrainConfig, parse_config
-from tgalign.demo_results import show_rate
+from tgalign.demo_results import show_rate, versions
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
 from tgalign.files import read_json, write_json, write_text
-from tgalign.lab.alignment_data import TOXIC_SHARES, DataSize, build_alignment_data
+from tgalign.lab.alignment_data import DataSize, build_alignment_data, toxic_share_of
 from tgalign.lab.arms import ARMS, arm_config
+from tgalign.lab.assets import check_assets
 
 SUITE = 1_000
 """Added to the seed: the suites of experiments are none of the demo's."""
 
 NUM_PROBES = 32
+
+_FIXED = ("model", "records", "out", "seed", "data.objects", "data.style", "data.toxic_share")
+"""What an experiment states elsewhere or must not change."""
 
 
 def run_experiment(
@@ -61,34 +66,32 @@ def run_experiment(
     """
     if arm not in ARMS:
         raise UserError(f"unknown arm {arm!r}; expected one of: {', '.join(ARMS)}")
-    if condition not in TOXIC_SHARES:
-        raise UserError(f"unknown condition {condition!r}; one of: {', '.join(TOXIC_SHARES)}")
-    share = TOXIC_SHARES[condition] if toxic_share is None else toxic_share
     pairs = [_split(change) for change in changes]
-    size = DataSize(toxic_share=share, objects="development", style="emoji")
-    try:
-        size = replace(size, **{key[5:]: value for key, value in pairs if key.startswith("data.")})
-    except TypeError as fault:
-        raise UserError(f"unknown setting of the data: {fault}") from None
-    what = {"arm": arm, "condition": condition, "toxic_share": share, "seed": seed}
-    what |= {"changes": list(changes)}
-    folder = out / f"{arm}-{_digest({**what, 'conflict': conflict})}"
-    if (folder / "result.json").is_file():
-        found: dict[str, Any] = read_json(folder / "result.json")
-        return found
-    data = out / f"data-{_digest([condition, seed, asdict(size)])}"
-    base = out / f"base{seed}"
+    size = _changed_size(pairs)
+    share = toxic_share_of(condition, toxic_share, size.pictures)
+    size = replace(size, toxic_share=share)
+    manifest = check_assets()
+    made_with = {"versions": versions(), "assets": manifest["files"]}
+    base = out / f"base{seed}-{_digest(made_with)}"
+    data = out / f"data-{_digest([condition, seed, asdict(size), made_with])}"
     config = _changed(
-        arm_config(arm, model=base, data=data, out=folder / "run", seed=seed, smoke=False), pairs
+        arm_config(arm, model=base, data=data, out=out / "run", seed=seed, smoke=False), pairs
     )
     if conflict:
         probes = {kind: data / f"probe-{kind}.jsonl" for kind in ("toxic", "benign")}
-        config = config.model_copy(update={"probes": probes})
-    result = what | _measured(config, data, condition, size, seed)
-    write_json(folder / "result.json", result)
-    with (out / "results.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(result) + "\n")
-    return result
+        config = parse_config(config.model_dump() | {"probes": probes}, "the changed arm")
+    what = {"arm": arm, "condition": condition, "toxic_share": share, "seed": seed}
+    what |= {"changes": list(changes)}
+    folder = out / f"{arm}-{_digest([what, config.model_dump(mode='json'), made_with])}"
+    if not (folder / "result.json").is_file():
+        config = config.model_copy(update={"out": folder / "run"})
+        result = what | _measured(config, data, condition, size, seed)
+        write_json(folder / "result.json", result)
+    # Made of the results anew, so that a kill loses no line.
+    done = sorted(out.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
+    write_text(out / "results.jsonl", "".join(json.dumps(read_json(it)) + "\n" for it in done))
+    found: dict[str, Any] = read_json(folder / "result.json")
+    return found
 
 
 def table(path: Path) -> str:
@@ -122,10 +125,10 @@ def table(path: Path) -> str:
 def conflict_table(path: Path) -> str:
     """The gradient conflicts in a results.jsonl, by arm, stage, step and state, in Markdown.
 
-    Of every stage the first step and the last one logged are shown; the last state, which
-    cross-entropy does not read at an image's tokens, is left out.
+    Of every stage the first step and the last one logged are shown; states that cross-entropy does
+    not read at an image's tokens (the last) and states that are not aligned are left out.
     """
-    lines: list[list[str]] = []
+    shown: list[tuple[list[str], dict[int, float], float]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         found = json.loads(line)
         rows = found.get("conflict", [])
@@ -133,16 +136,21 @@ def conflict_table(path: Path) -> str:
         for row in rows:
             if row["step"] not in (1, last[row["stage"]]):
                 continue
-            ratio = row["ce_norm"][0] / row["guide_norm"][0]
-            cells = [f"{value:+.2f}" for value in row["cosine"][:-1]]
-            where = [found["arm"], found["condition"], row["stage"], str(row["step"])]
-            lines.append([*where, row["probe"], *cells, f"{ratio:.2f}"])
-    if not lines:
+            where = [found["arm"], found["condition"], row["stage"], str(row["step"]), row["probe"]]
+            columns = zip(row["layers"], row["cosine"], row["ce_norm"], strict=True)
+            cosines = {layer: cosine for layer, cosine, norm in columns if norm > 0}
+            shown.append((where, cosines, row["ce_norm"][0] / row["guide_norm"][0]))
+    if not shown:
         return ""
-    states = [f"cos {layer}" for layer in range(len(lines[0]) - 6)]
-    header = ["arm", "condition", "stage", "step", "pictures", *states, "norms CE / guide, state 0"]
-    every = [header, ["---"] * len(header), *lines]
-    return "".join("| " + " | ".join(line) + " |\n" for line in every)
+    states = sorted({layer for _, cosines, _ in shown for layer in cosines})
+    header = ["arm", "condition", "stage", "step", "pictures"]
+    header += [*(f"state {layer}" for layer in states), "norms CE / guide, first state"]
+    lines = [header]
+    lines.append(["---"] * len(lines[0]))
+    for where, cosines, ratio in shown:
+        cells = [f"{cosines[layer]:+.2f}" if layer in cosines else "" for layer in states]
+        lines.append([*where, *cells, f"{ratio:.2f}"])
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _measured(
@@ -203,7 +211,27 @@ def _split(change: str) -> tuple[str, Any]:
     key, sign, value = change.partition("=")
     if not sign or not key:
         raise UserError(f"change {change!r}: expected KEY=VALUE, such as stage2.llm_lr=1.0e-4")
-    return key, yaml.safe_load(value)
+    if key in _FIXED:
+        raise UserError(f"change {change!r}: {key} is not to be changed here")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as fault:
+        raise UserError(f"change {change!r}: the value is no YAML ({fault})") from None
+
+
+def _changed_size(pairs: Sequence[tuple[str, Any]]) -> DataSize:
+    settings = asdict(DataSize(objects="development", style="emoji"))
+    changed = {key[5:]: value for key, value in pairs if key.startswith("data.")}
+    unknown = [f"data.{key}" for key in changed.keys() - settings.keys()]
+    if unknown:
+        known = ", ".join(key for key in settings if f"data.{key}" not in _FIXED)
+        raise UserError(f"unknown setting {', '.join(unknown)}; those of the data: {known}")
+    settings |= changed
+    try:
+        return TypeAdapter(DataSize).validate_python(settings)
+    except ValidationError as fault:
+        wrong = [f"data.{it['loc'][-1]}: {it['msg']}, got {it['input']!r}" for it in fault.errors()]
+        raise UserError("; ".join(wrong)) from None
 
 
 def _changed(config: TrainConfig, pairs: Sequence[tuple[str, Any]]) -> TrainConfig:

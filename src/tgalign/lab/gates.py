@@ -37,7 +37,7 @@ class GateReport:
     """What was measured, whether each gate is passed, and where refusal arises.
 
     Attributes:
-        rates: The four gates' rates, by name.
+        rates: The gates' rates, by name.
         logit_lens: Per hidden state, the mean probability of a refusal's first token at the answer
             position after toxic and after benign captions.
     """

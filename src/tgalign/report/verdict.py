@@ -21,9 +21,9 @@ LABELS = {
     "released_nograd": "released (no gradient)",
     "paper": "TGA as in the paper",
     "tga": "TGA",
-    "tga_plain": "TGA, no gate, no synthetic pictures",
-    "tga_gate": "TGA, no synthetic pictures",
-    "tga_synthetic": "TGA, no gate",
+    "tga_plain": "TGA, no gate",
+    "tga_gate": "TGA, gate alone",
+    "tga_companions": "TGA, no synthetic pictures",
     "ce_gate": "CE only, with the gate",
 }
 
