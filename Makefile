@@ -36,7 +36,7 @@ format: $(BIN)/.installed-dev
 lab: $(BIN)/.installed         ## rebuild the lab's base models from their seed and compare with the shipped ones
 	$(BIN)/tgalign lab build --check
 
-experiments: $(BIN)/.installed ## repeat the experiments of docs/lab-log.md (about three quarters of an hour)
+experiments: $(BIN)/.installed ## repeat the experiments of docs/lab-log.md (an hour and a half)
 	TGALIGN=$(BIN)/tgalign OUT=runs/experiments recipes/experiments.sh
 	$(BIN)/tgalign lab table runs/experiments/results.jsonl
 
