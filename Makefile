@@ -45,7 +45,7 @@ conditions: $(BIN)/.installed  ## the README's table by condition (about two hou
 	$(BIN)/tgalign demo --out runs/icons --seeds 3 --style icons --arms ce,paper,tga
 	$(BIN)/tgalign demo --out runs/captioned1 --seeds 3 --condition captioned --toxic-share 0.01 --arms ce,tga
 	$(BIN)/tgalign demo --out runs/absent --seeds 3 --condition absent --arms ce,tga
-	$(BIN)/tgalign report runs/guided runs/icons runs/captioned1 runs/absent --out docs/conditions
+	$(BIN)/tgalign report runs/guided runs/icons runs/captioned1 runs/absent --out runs/conditions
 
 clean:
 	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache

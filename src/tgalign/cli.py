@@ -158,7 +158,8 @@ def lab_build(
 
 @lab.command(
     "experiment",
-    epilog="Examples:\n\n`tgalign lab experiment tga --condition captioned --out runs/experiments`\n\n"
+    epilog="Examples:\n\n"
+    "`tgalign lab experiment tga --condition captioned --out runs/experiments`\n\n"
     "`tgalign lab experiment ce --out runs/experiments --set stage2.llm_lr=2.0e-4`",
 )
 def lab_experiment(

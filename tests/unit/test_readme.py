@@ -16,8 +16,6 @@ from tgalign.demo_results import markdown
 from tgalign.lab.alignment_data import TOXIC_SHARES
 from tgalign.lab.arms import arm_config
 from tgalign.lab.experiment import conflict_table, table
-from tgalign.report.conditions import combine, title
-from tgalign.report.conditions import markdown as conditions_markdown
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -28,14 +26,9 @@ def demo_results() -> str:
     return markdown(json.loads((DOCS / "demo-results.json").read_text()))
 
 
-def conditions() -> str:
-    return conditions_markdown(json.loads((DOCS / "conditions.json").read_text()))
-
-
 # Where a generated block stands, what it is called, and what makes it.
 BLOCKS: list[tuple[Path, str, Callable[[], str]]] = [
     (README, "results", demo_results),
-    (README, "conditions", conditions),
     (DOCS / "lab-log.md", "experiments", lambda: table(DOCS / "experiments.jsonl")),
     (DOCS / "what-holds.md", "conflict", lambda: conflict_table(DOCS / "experiments.jsonl")),
 ]
@@ -53,19 +46,12 @@ def test_blocks_are_rendered_from_the_committed_results(path, name, make) -> Non
     assert renewed(path, name, make) == path.read_text()
 
 
-def test_the_plot_is_drawn_from_the_committed_results(tmp_path) -> None:
-    combine([DOCS / "conditions.json"], tmp_path / "conditions")
-    assert (tmp_path / "conditions.svg").read_text() == (DOCS / "conditions.svg").read_text()
-
-
-def test_committed_conditions_are_no_smoke_and_hold_the_arms_compared() -> None:
-    found = json.loads((DOCS / "conditions.json").read_text())
-    assert title(found[0]) == "guided 10 %"
-    assert found[0]["seeds"] == [0, 1, 2]
-    assert "paper" in found[0]["arms"]
-    for it in found:
-        assert not it["smoke"]
-        assert {"ce", "tga"} <= it["arms"].keys()
+def test_committed_results_are_of_three_seeds_and_no_smoke() -> None:
+    results = json.loads((DOCS / "demo-results.json").read_text())
+    assert results["seeds"] == [0, 1, 2]
+    assert results["condition"] == "guided"
+    assert not results["smoke"]
+    assert {"ce", "paper", "tga"} <= results["arms"].keys()
 
 
 def test_every_committed_experiment_is_one_of_the_script() -> None:
@@ -113,4 +99,3 @@ def test_lab_recipe_is_the_demos_tga_arm() -> None:
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
     for block in BLOCKS:
         block[0].write_text(renewed(*block))
-    combine([DOCS / "conditions.json"], DOCS / "conditions")
