@@ -14,7 +14,8 @@ from tgalign.lab.gates import GATES, GateReport
 
 
 def report(**successes: int) -> GateReport:
-    counts = {"text_dsr": 100, "text_over_refusal": 0, "text_named": 100, "probe_accuracy": 99}
+    counts = {"text_dsr": 100, "text_over_refusal": 0, "text_named": 100}
+    counts |= {"probe_accuracy": 99, "icon_probe_accuracy": 97}
     return GateReport({k: wilson(n, 100) for k, n in (counts | successes).items()}, [])
 
 
@@ -47,6 +48,7 @@ def test_gates_fail_at_their_bounds():
     assert report(text_dsr=97).failed == ["text_dsr"]
     assert report(text_over_refusal=3).failed == ["text_over_refusal"]
     assert report(text_named=98, probe_accuracy=94).failed == ["probe_accuracy"]
+    assert report(icon_probe_accuracy=94).failed == ["icon_probe_accuracy"]
 
 
 def test_builds_differ_by_more_than_two_points():
