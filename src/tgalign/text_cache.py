@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -23,11 +21,8 @@ class TextCache:
             numbers of a straight one.
     """
 
-    def __init__(self, rows: Iterable[EncodedRecord]) -> None:
-        every = [it for row in rows for it in (row, row.companion) if it is not None]
-        spans = [span for row in every for span in (row.caption, row.retrieved)]
-        distinct = {_key(span): span for span in spans if span is not None}
-        self._spans = sorted(distinct.values(), key=lambda span: len(span.input_ids))
+    def __init__(self, rows: list[EncodedRecord]) -> None:
+        self._rows = rows
         self._index: dict[tuple[tuple[int, ...], int, int], int] = {}
         self._layers: list[int] = []
         self._states_NLD = torch.empty(0)
@@ -44,18 +39,24 @@ class TextCache:
             collator: Makes batches of texts.
             batch_size: Texts per forward pass, of similar length.
         """
-        if task.layers == self._layers or not self._spans:
+        if task.layers == self._layers:
             return
+        every = [it for row in self._rows for it in (row, row.companion) if it is not None]
+        found = [span for row in every for span in (row.caption, row.retrieved)]
+        distinct = {_key(span): span for span in found if span is not None}
+        if not distinct:
+            return
+        spans = sorted(distinct.values(), key=lambda span: len(span.input_ids))
         parts = []
         device = task.center_LD.device
-        for start in range(0, len(self._spans), batch_size):
-            texts = collator.texts(self._spans[start : start + batch_size])
+        for start in range(0, len(spans), batch_size):
+            texts = collator.texts(spans[start : start + batch_size])
             ids, mask, span = (
                 texts[f"text_{name}"].to(device) for name in ("input_ids", "attention_mask", "span")
             )
             parts.append(task.text_states(ids, mask, span).transpose(0, 1).cpu())
         self._states_NLD, self._layers = torch.cat(parts), task.layers
-        self._index = {_key(span): number for number, span in enumerate(self._spans)}
+        self._index = {_key(span): number for number, span in enumerate(spans)}
 
     def __call__(self, texts: list[Span]) -> Tensor:
         """The states of texts, once they are there."""

@@ -18,12 +18,7 @@ from tgalign.checkpoint import load_llava, pixel_loader, save_checkpoint
 from tgalign.config import StageConfig, TrainConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
-from tgalign.data.records import (
-    Problem,
-    Record,
-    read_records,
-    require_all_good,
-)
+from tgalign.data.records import Problem, Record, read_records, require_all_good
 from tgalign.errors import UserError
 from tgalign.files import is_free, read_json, write_text
 from tgalign.pooling import parse_layers
