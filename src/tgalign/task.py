@@ -102,10 +102,16 @@ class AlignmentTask(nn.Module):
         guided = weight > 0 and (text_input_ids is not None or text_states is not None)
         if num_items is None:
             num_items = labels[:, 1:].ne(-100).sum()
+        # Encoded apart: transformers 5.24 hands the layers asked of the LLM to the vision tower too.
+        images = (
+            None
+            if pixel_values is None
+            else {"image": self.lvlm.get_image_features(pixel_values, return_dict=True)}
+        )
         outputs = self.lvlm(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            pixel_values=pixel_values,
+            mm_encoder_outputs=images,
             labels=labels,
             num_items_in_batch=num_items.clamp_min(1),
             output_hidden_states=self.layers if guided else False,
