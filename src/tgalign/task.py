@@ -102,7 +102,7 @@ class AlignmentTask(nn.Module):
         guided = weight > 0 and (text_input_ids is not None or text_states is not None)
         if num_items is None:
             num_items = labels[:, 1:].ne(-100).sum()
-        # Encoded apart: transformers 5.24 hands the layers asked of the LLM to the vision tower too.
+        # Encoded apart: transformers 5.24 hands the LLM's layer selection to the vision tower too.
         images = (
             None
             if pixel_values is None
