@@ -5,34 +5,38 @@
 set -euo pipefail
 OUT=${OUT:-runs/experiments}
 TGALIGN=${TGALIGN:-tgalign}
-# Shorter than the demo, to keep the whole list within an hour and a half.
-SHORT="--set stage1.steps=800 --set stage2.steps=450"
-run() { "$TGALIGN" lab experiment "$@" $SHORT --out "$OUT" > /dev/null; }
+run() { "$TGALIGN" lab experiment "$@" --out "$OUT" > /dev/null; }
+# Both shorter than the demo, to keep the list within two hours. The older ones saw fewer pictures.
+SHORT="--set stage1.steps=600 --set stage2.steps=350"
+OLD="--set stage1.steps=800 --set stage2.steps=450 --set data.pictures=8000"
 
 # 1. What the pieces do where toxic pictures are described plainly.
-run ce             --condition captioned
-run ce_gate        --condition captioned
-run tga_plain      --condition captioned
-run tga            --condition captioned --conflict
+run ce             --condition captioned $OLD
+run ce_gate        --condition captioned $OLD
+run tga_plain      --condition captioned $OLD
+run tga            --condition captioned --conflict $OLD --set companions=0.25
+run tga            --condition captioned --toxic-share 0.01 $OLD --set companions=0.25
 # 2. The same with few toxic pictures, and with none.
-run tga_gate       --condition captioned --toxic-share 0.01
-run tga_companions --condition captioned --toxic-share 0.01
-run tga            --condition captioned --toxic-share 0.01
-run tga_plain      --condition absent
-run tga            --condition absent
-# 3. The paper's form against ours, without and with gate and companions.
-run paper          --condition guided --conflict
-run tga_plain      --condition guided
-run tga            --condition guided
-# 4. Does R matter?
-run tga_plain      --condition guided --set data.retrieved=none
-run tga_plain      --condition guided --set data.retrieved=random
-# 5. Is cross-entropy alone given the best rates?
-run ce             --condition guided
-run ce             --condition guided --set stage2.llm_lr=2.0e-4
-run ce             --condition guided --set stage2.llm_lr=1.5e-3
-run ce             --condition guided --set stage.projector_lr=1.0e-3
-run tga            --condition guided --set stage2.llm_lr=2.0e-4
-# 6. How the effect grows with the number of pictures.
-run tga            --condition guided --set data.pictures=1000
-run tga            --condition guided --set data.pictures=3000
+run tga            --condition captioned --toxic-share 0.01 $SHORT
+run tga_gate       --condition captioned --toxic-share 0.01 $SHORT
+run tga            --condition absent $SHORT
+# 3. More distinct pictures in the same steps, fewer companions, a smaller weight.
+run ce             --condition guided $SHORT --set data.pictures=8000
+run ce             --condition guided $SHORT
+run tga            --condition guided $SHORT --set data.pictures=2000 --set companions=0.25
+run tga            --condition guided $SHORT --set data.pictures=8000 --set companions=0.25
+run tga            --condition guided $SHORT --set companions=0.25
+run tga            --condition guided $SHORT --set data.pictures=8000
+run tga            --condition guided $SHORT
+run tga            --condition guided $SHORT --set data.pictures=8000 --set companions=0.25 --set objective.weight=0.2
+# 4. The paper's form against ours, without gate and companions.
+run paper          --condition guided --conflict $SHORT
+run tga_plain      --condition guided $SHORT
+# 5. Does R matter?
+run tga_plain      --condition guided $SHORT --set data.retrieved=none
+run tga_plain      --condition guided $SHORT --set data.retrieved=random
+# 6. Is cross-entropy alone given the best rates?
+run ce             --condition guided $SHORT --set stage2.llm_lr=2.0e-4
+run ce             --condition guided $SHORT --set stage2.llm_lr=1.5e-3
+run ce             --condition guided $SHORT --set stage.projector_lr=1.0e-3
+run tga            --condition guided $SHORT --set stage2.llm_lr=2.0e-4

@@ -66,7 +66,7 @@ class DataSize:
         retrieved: What R is: the nearest text of the corpus, a random one, or none.
     """
 
-    pictures: int = 8_000
+    pictures: int = 20_000
     toxic_share: float = 0.10
     texts: int = 2_000
     corpus: int = 4_000

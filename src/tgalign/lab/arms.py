@@ -46,11 +46,11 @@ ARMS: dict[str, Arm] = {
     "ce": Arm(_CE, _CE),
     "released_nograd": Arm(_RELEASED_NOGRAD, _RELEASED_NOGRAD),
     "paper": Arm(_PAPER, _PAPER),
-    "tga": Arm(_TGA, _FADING, text_gate=True, companions=0.25, synthetic=True),
+    "tga": Arm(_TGA, _FADING, text_gate=True, companions=0.1, synthetic=True),
     # What of tga does it: without the one, without the other, and without the guide.
     "tga_plain": Arm(_TGA, _FADING),
     "tga_gate": Arm(_TGA, _FADING, text_gate=True),
-    "tga_companions": Arm(_TGA, _FADING, text_gate=True, companions=0.25),
+    "tga_companions": Arm(_TGA, _FADING, text_gate=True, companions=0.1),
     "ce_gate": Arm(_CE, _CE, text_gate=True),
 }
 DEFAULT_ARMS = ("ce", "released_nograd", "tga")
