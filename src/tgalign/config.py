@@ -109,11 +109,14 @@ class TrainConfig(_Strict):
 
     Attributes:
         model: Folder of a stock LLaVA checkpoint.
-        records: JSONL file of records (``tgalign.data.records``).
-        image_root: Folder that image paths are relative to; by default the records' own.
+        records: File or folder of rows, of any kind that ``tgalign.data.sources`` reads.
+        image_root: Folder that image paths are relative to; by default the records' own, or the
+            records, if they are a folder.
         out: Folder for the trained checkpoint, metrics and intermediate state.
         seed: Of the order of rows and of everything else that is drawn.
-        max_length: Longest row in tokens; longer rows are refused, never cut.
+        max_bad_share: Share of the rows that may be bad (``tgalign check``): these are left out,
+            counted and named; if more are bad, nothing is trained.
+        max_length: Longest row in tokens; a longer one is bad, none is ever cut.
         precision: ``bf16`` computes matrix products in bfloat16 (autocast); weights stay float32.
         attention: The attention implementation; ``eager`` is the fastest for tiny models on CPU.
         cache_vision: Keep the frozen vision tower's features of every picture in memory.
@@ -139,6 +142,7 @@ class TrainConfig(_Strict):
     image_root: Path | None = None
     out: Path
     seed: int = Field(0, ge=0)
+    max_bad_share: float = Field(0.01, ge=0, le=1)
     max_length: int = Field(2048, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
