@@ -29,6 +29,7 @@ MAX_ROW = 64 * 2**20
 """Characters: no row of a JSON array may be longer."""
 _PIECE = 2**20
 _FIRST, _NEXT = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*")
+_AFTER = re.compile(r"\s*[,\]]")
 _EMPTY, _END = re.compile(r"\s*\[\s*\]\s*\Z"), re.compile(r"\s*\]\s*\Z")
 _EXPECTED = (
     "expected a file of JSON lines, a JSON array as LLaVA's, a CSV file, a parquet file, a folder "
@@ -165,8 +166,8 @@ def _array(path: Path) -> Iterator[Raw]:
                 if start is None:
                     raise ValueError(f"expected another element, got {text[at : at + 20]!r}")
                 content, end = decoder.raw_decode(text, start.end())
-                if end == len(text) and not ended:
-                    raise ValueError("a number may go on in the next piece")
+                if not ended and not _AFTER.match(text, end):
+                    raise ValueError("the rest of a number may be in the next piece")
             except (ValueError, RecursionError) as fault:
                 if not ended and len(text) - at <= MAX_ROW:
                     piece = file.read(max(_PIECE, len(text) - at))
