@@ -21,7 +21,8 @@ TEMPLATES = {
     "<eos>{% endfor %}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
     # Looks into texts: what is learnt depends on them.
     "thinking": f"{HEAD}{{{{ m['role'] }}}}:"
-    "{{ c['text'].split('x')[-1] if c['type'] == 'text' }}<eos>{% endfor %}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
+    "{{ c['text'].split('x')[-1] if c['type'] == 'text' }}<eos>{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}",
     # Repeats the first text at the end of every turn.
     "repeating": f"{HEAD}{{{{ m['role'] }}}}:{CONTENT}{{{{ messages[0]['content'][-1]['text'] }}}}"
     "<eos>{% endfor %}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
