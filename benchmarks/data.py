@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.data --json`` writes rows of the layout and length of LLaVA's instruction
 data (which is not shipped: texts are random words, pictures are few and shared), reads them in
-several ways, each in a process of its own, and prints one object. Peak memory is the process's, less what it had before.
+several ways, each in a process of its own, and prints one object. Peak memory is the process's,
+less what it had before.
 """
 
 from __future__ import annotations
