@@ -130,6 +130,8 @@ class TrainConfig(_Strict):
 
     Attributes:
         model: Folder of a stock LLaVA checkpoint.
+        architecture: JSON file, a LLaVA's ``config.json``: what ``--dry-run`` builds while
+            ``model`` is not there.
         records: File or folder of rows, of any kind that ``tgalign.data.sources`` reads.
         image_root: Folder that image paths are relative to; by default the records' own, or the
             records, if they are a folder.
@@ -169,6 +171,7 @@ class TrainConfig(_Strict):
     """
 
     model: Path
+    architecture: Path | None = None
     records: Path
     image_root: Path | None = None
     max_bad_share: float = Field(0.01, ge=0, le=1)
@@ -265,7 +268,7 @@ def load_config(path: Path) -> TrainConfig:
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold a mapping of settings, got {type(data).__name__}")
     for table, keys in (
-        (data, ("model", "records", "image_root", "out", "cache_text")),
+        (data, ("model", "architecture", "records", "image_root", "out", "cache_text")),
         (data.get("synthetic"), ("clip", "texts")),
         (data.get("probes"), None),
     ):
