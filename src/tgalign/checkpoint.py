@@ -13,7 +13,7 @@ from tgalign.files import INCOMPLETE
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import LlavaForConditionalGeneration, ProcessorMixin
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, ProcessorMixin
 
 
 def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
@@ -24,19 +24,9 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
 
-    if not (path / "config.json").is_file():
-        raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError) as fault:
-        raise UserError(f"{path}/config.json cannot be read: {fault}") from None
-    if config.model_type != "llava":
-        raise UserError(
-            f"{path} holds a {config.model_type!r} model; expected a 'llava' checkpoint "
-            "(LlavaForConditionalGeneration), as compose makes from an LLM and a vision encoder"
-        )
+    processor, _ = load_processor(path)
     try:
         loaded: Any = LlavaForConditionalGeneration.from_pretrained(
             path,
@@ -45,7 +35,6 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
             dtype=torch.float32,
             output_loading_info=True,
         )
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
     except (ValueError, OSError, RuntimeError, SafetensorError) as fault:
         raise UserError(f"the checkpoint at {path} cannot be loaded: {fault}") from None
     model, info = loaded
@@ -55,17 +44,56 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
             f"the checkpoint at {path} lacks {len(missing)} weight(s), which would be random: "
             f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
         )
+    return model, processor
+
+
+def load_processor(path: Path) -> tuple[ProcessorMixin, LlavaConfig]:
+    """Load all of a stock LLaVA checkpoint but its weights, offline.
+
+    Raises:
+        UserError: There is no checkpoint, or it is not a LLaVA.
+    """
+    from transformers import AutoProcessor
+
+    config = load_config(path)
+    try:
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError) as fault:
+        raise UserError(f"the processor at {path} cannot be loaded: {fault}") from None
     if getattr(processor, "chat_template", None) is None:
         raise UserError(f"the processor at {path} has no chat template, so no prompt can be made")
     if processor.tokenizer.chat_template is None:  # older checkpoints keep it in the processor
         processor.tokenizer.chat_template = processor.chat_template
     image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    if image_id != model.config.image_token_id:
+    if image_id != config.image_token_id:
         raise UserError(
             f"the tokenizer at {path} gives {IMAGE_TOKEN} the id {image_id}, and config.json says "
-            f"{model.config.image_token_id}: make them the same"
+            f"{config.image_token_id}: make them the same"
         )
-    return model, processor
+    return processor, config
+
+
+def load_config(path: Path) -> LlavaConfig:
+    """Read the config of a stock LLaVA checkpoint, offline.
+
+    Raises:
+        UserError: There is no checkpoint, or it is not a LLaVA.
+    """
+    from transformers import AutoConfig
+
+    if not (path / "config.json").is_file():
+        raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
+    try:
+        config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError) as fault:
+        raise UserError(f"{path}/config.json cannot be read: {fault}") from None
+    if config.model_type != "llava":
+        raise UserError(
+            f"{path} holds a {config.model_type!r} model; expected a 'llava' checkpoint "
+            "(LlavaForConditionalGeneration), as compose makes from an LLM and a vision encoder"
+        )
+    loaded: LlavaConfig = config
+    return loaded
 
 
 def save_checkpoint(model: Any, processor: Any, path: Path) -> None:

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tgalign.data import records as module
+from tgalign.data.pictures import MAX_PIXELS, check_image
 from tgalign.data.records import (
     DEFAULT_QUESTION,
-    MAX_PIXELS,
     Problem,
-    check_image,
     read_records,
     require_all_good,
 )
@@ -26,6 +25,7 @@ from tgalign.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO", "PCX")
 USER = {"role": "user", "content": "what ?"}
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")
 ASSISTANT = {"role": "assistant", "content": "that ."}
 GOOD = {"messages": [USER, ASSISTANT]}
 
@@ -154,9 +154,10 @@ BAD = {
     "an empty turn": ({"messages": [USER, {"role": "assistant", "content": ""}]}, "turn 2 (assis"),
     "a blank turn": ({"messages": [{"role": "user", "content": " \n"}]}, "turn 1 (user) is empty"),
     "content missing": ({"messages": [{"role": "user"}]}, "turn 1 (user) is empty"),
-    "content of items": (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
-        "turn 1 must be a string, got list",
+    "content a number": ({"messages": [{"role": "user", "content": 1}]}, "turn 1 must be a string"),
+    "half a character in a text": (
+        '{"image": "good.png", "caption": "\\ud800 cat"}',
+        "caption holds what is no character",
     ),
 }
 
@@ -202,13 +203,13 @@ def test_good_rows_are_read_as_they_are(read, root):
 def test_a_misspelt_or_foreign_key_is_a_problem(read):
     records, problems = read(
         {"image": "good.png", "captoin": "a cat"},
-        {"image": "good.png", "conversations": [{"from": "human", "value": "what ?"}]},
+        {"image": "good.png", "conversation": [{"from": "human", "value": "what ?"}]},
         {"id": 7, "image": "good.png"},
     )
     assert [record.row for record in records] == [3]
     assert [problem.row for problem in problems] == [1, 2]
     assert "captoin" in problems[0].reason
-    assert "conversations" in problems[1].reason
+    assert "conversation" in problems[1].reason
     assert "caption" in problems[0].reason
 
 
@@ -228,7 +229,7 @@ def test_a_picture_at_the_limit_of_pixels_is_opened(tmp_path):
 
 def test_a_missing_file_root_or_content_is_the_users_mistake(tmp_path):
     path = tmp_path / "data.jsonl"
-    with pytest.raises(UserError, match=r"no records at .*data.jsonl: expected a JSONL"):
+    with pytest.raises(UserError, match=r"no records at .*data.jsonl: expected a file of JSON"):
         read_records(path, tmp_path)
     path.write_text("\n\n")
     with pytest.raises(UserError, match="holds no record"):
