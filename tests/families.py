@@ -14,7 +14,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-WORDS = "a picture of cat dog beer mug knife describe this image . here is user assistant :".split()
+WORDS = [
+    *("a", "picture", "of", "cat", "dog", "beer", "mug", "knife", "describe", "this", "image", "."),
+    *("here", "is", "user", "assistant", ":"),
+]
 IMAGE, FAKE = "<image>", "<fake_token_around_image>"
 EXTRA = {
     "image_token": IMAGE,
@@ -216,9 +219,7 @@ def internvl() -> tuple[Any, Any]:
     )  # fmt: skip
     images = GotOcr2ImageProcessorPil(size=_size(16))
     made = _without_video(InternVLProcessor)
-    return model, made(
-        images, words, None, image_seq_length=4, chat_template=words.chat_template
-    )
+    return model, made(images, words, None, image_seq_length=4, chat_template=words.chat_template)
 
 
 def _idefics(kind: str) -> tuple[Any, Any]:

@@ -6,9 +6,9 @@ Shape suffixes: L the N+1 hidden states, B rows, T tokens, D channels.
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
 from PIL import Image
 
+from families import FAMILIES
 from tgalign.diagnose.anatomy import anatomy, check_lens, touching
 from tgalign.diagnose.probe import answer_and_probe, generate, probe
 from tgalign.diagnose.prompts import caption_prompts, picture_prompts

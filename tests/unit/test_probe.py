@@ -52,7 +52,9 @@ def test_captions_stand_where_a_picture_would(composed, processor):
         states, next_V = run_alone(model, input_ids=ids(processor, text))
         span_LD = torch.stack([state[before : before + length].mean(0) for state in states])
         torch.testing.assert_close(probe.span_LBD[:, row], span_LD, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(next_tokens(model, probe.last_LBD, -1)[row], next_V, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            next_tokens(model, probe.last_LBD, -1)[row], next_V, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_pictures_are_probed_at_their_own_tokens(composed, processor, pictures):
@@ -65,7 +67,9 @@ def test_pictures_are_probed_at_their_own_tokens(composed, processor, pictures):
         states, next_V = run_alone(model, input_ids=ids(processor, text), pixel_values=pixels)
         span_LD = torch.stack([state[2 : 2 + patches].mean(0) for state in states])
         torch.testing.assert_close(probe.span_LBD[:, row], span_LD, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(next_tokens(model, probe.last_LBD, -1)[row], next_V, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            next_tokens(model, probe.last_LBD, -1)[row], next_V, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_the_lens_norms_every_state_but_the_last(composed, processor):

@@ -59,7 +59,7 @@ class Anatomy:
         state_BD = state_BD.to(weight.device, weight.dtype)
         if layer < self.num_layers:
             state_BD = self.norm(state_BD)
-        logits_BV = self.head(state_BD).float()
+        logits_BV: Tensor = self.head(state_BD).float()
         if self.softcap is not None:
             logits_BV = self.softcap * torch.tanh(logits_BV / self.softcap)
         return logits_BV.log_softmax(dim=-1)
