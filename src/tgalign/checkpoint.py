@@ -23,38 +23,15 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
         UserError: There is no checkpoint, or it is not a LLaVA.
     """
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
 
-    if not (path / "config.json").is_file():
-        raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError) as fault:
-        raise UserError(f"{path}/config.json cannot be read: {fault}") from None
-    if config.model_type != "llava":
+    kind = _model_type(path)
+    if kind != "llava":
         raise UserError(
-            f"{path} holds a {config.model_type!r} model; expected a 'llava' checkpoint "
+            f"{path} holds a {kind!r} model; expected a 'llava' checkpoint "
             "(LlavaForConditionalGeneration), as compose makes from an LLM and a vision encoder"
         )
-    try:
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-            path,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError, RuntimeError, SafetensorError) as fault:
-        raise UserError(f"the checkpoint at {path} cannot be loaded: {fault}") from None
-    model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise UserError(
-            f"the checkpoint at {path} lacks {len(missing)} weight(s), which would be random: "
-            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
-        )
+    model, processor = _load(path, LlavaForConditionalGeneration, torch.float32)
     if getattr(processor, "chat_template", None) is None:
         raise UserError(f"the processor at {path} has no chat template, so no prompt can be made")
     if processor.tokenizer.chat_template is None:  # older checkpoints keep it in the processor
@@ -64,6 +41,66 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
         raise UserError(
             f"the tokenizer at {path} gives {IMAGE_TOKEN} the id {image_id}, and config.json says "
             f"{model.config.image_token_id}: make them the same"
+        )
+    return model, processor
+
+
+def load_lvlm(path: Path) -> tuple[Any, Any]:
+    """Load any image-text-to-text checkpoint in its own dtype, and its processor, offline.
+
+    It is moved to the accelerator, if there is one.
+
+    Raises:
+        UserError: There is no checkpoint, or it holds another kind of model.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    kind = _model_type(path)
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise UserError(
+            f"{path} holds a {kind!r} model; expected one that reads pictures and words, such as "
+            "llava, qwen2_5_vl or gemma3 (AutoModelForImageTextToText)"
+        )
+    model, processor = _load(path, AutoModelForImageTextToText, "auto")
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    return model.eval(), processor
+
+
+def _model_type(path: Path) -> str:
+    from transformers import AutoConfig
+
+    if not (path / "config.json").is_file():
+        raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
+    try:
+        return str(AutoConfig.from_pretrained(path, local_files_only=True).model_type)
+    except (ValueError, OSError) as fault:
+        raise UserError(f"{path}/config.json cannot be read: {fault}") from None
+
+
+def _load(path: Path, model_class: Any, dtype: Any) -> tuple[Any, Any]:
+    """Model and processor, safetensors only; no weight may be missing."""
+    from safetensors import SafetensorError
+    from transformers import AutoProcessor
+
+    try:
+        model, info = model_class.from_pretrained(
+            path,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as fault:
+        raise UserError(f"the checkpoint at {path} cannot be loaded: {fault}") from None
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise UserError(
+            f"the checkpoint at {path} lacks {len(missing)} weight(s), which would be random: "
+            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
         )
     return model, processor
 
