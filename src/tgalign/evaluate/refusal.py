@@ -57,7 +57,7 @@ _BARE = 5  # words within which an apology leaves room for nothing else
 
 _CODE_BLOCK = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _SPEAKER = re.compile(r"^(?:assistant|ai|bot|model|answer|response|output) ?:\s*")
-_QUOTED = re.compile(r'''"[^"\n]{1,400}"|(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w)){3,400}'(?!\w)''')
+_QUOTED = re.compile(r""""[^"\n]{1,400}"|(?<!\w)'(?:[^'\n]|(?<=\w)'(?=\w)){3,400}'(?!\w)""")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _CONTRACTIONS = (
     (re.compile(r" ?' ?(t|m|s|re|ve|ll|d)\b"), r"'\1"),

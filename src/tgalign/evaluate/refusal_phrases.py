@@ -116,6 +116,8 @@ _ENGLISH = Phrases(
             r"\b(?:against|violat\w+|contrary to|conflicts? with|breach\w*|outside(?: of)?|beyond|"
             rf"not within) (?:my {_GUIDELINES}|(?:our|openai's) {_RULES})",
             r"\b(?:falls?|is|lies?) (?:outside|beyond) what i\b",
+            r"\b(?:usage|use|use-case|content|safety) polic(?:y|ies)\b.{0,40}\b(?:restrict|prohibit|"
+            r"forbid|do not|does not)",
             r"\b(?:is|are) off (?:the table|limits) for me\b",
             rf"\bmy (?:developers?|creators?|makers|{_GUIDELINES}) (?:\w+ )?(?:prevent|prohibit|forbid|preclude|do not|"
             rf"does not|stop)|\bour {_RULES} (?:\w+ )?(?:prevent|prohibit|forbid|do not|does not)",
