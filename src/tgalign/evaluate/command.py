@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -119,11 +120,16 @@ def run_audit(model: Path, out: Path, settings: Settings) -> dict[str, Any]:
     Raises:
         UserError: As of both.
     """
-    from tgalign.diagnose.command import run_diagnosis
+    return run_evaluation(str(model), out, settings, diagnosis=_diagnose(model, out))
 
+
+def _diagnose(model: Path, out: Path) -> str | None:
+    """Diagnose into ``out``; the file's name, or None where this tgalign has no diagnosis."""
+    if find_spec("tgalign.diagnose.command") is None:
+        return None
     out.mkdir(parents=True, exist_ok=True)
-    run_diagnosis(model, out)
-    return run_evaluation(str(model), out, settings, diagnosis="diagnosis.json")
+    import_module("tgalign.diagnose.command").run_diagnosis(model, out)
+    return "diagnosis.json"
 
 
 def _suite(text: str, settings: Settings) -> Suite:

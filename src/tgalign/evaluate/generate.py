@@ -96,9 +96,9 @@ def answer_each(
 ) -> Iterator[tuple[int, Said]]:
     """The same, one answer after the other as batches are done, faults included.
 
-    Where memory runs out, the batch and all that follow are halved; a prompt that does not fit alone
-    ends in ``out_of_memory``. A batch that fails otherwise is asked again one by one, and what fails
-    alone ends in ``generation_failed``.
+    Where memory runs out, the batch and all that follow are halved; a prompt that does not fit
+    alone ends in ``out_of_memory``. A batch that fails otherwise is asked again one by one, and
+    what fails alone ends in ``generation_failed``.
 
     Yields:
         Index of the prompt and what was said, short prompts first.
@@ -163,7 +163,7 @@ def _generate(
 
 
 def _out_of_memory(fault: BaseException) -> bool:
-    """Whether a fault says that memory ran out: of a GPU, or of the CPU as torch's allocator puts it."""
+    """Whether memory ran out: a GPU's, or the CPU's as torch's allocator puts it."""
     if isinstance(fault, torch.OutOfMemoryError | MemoryError):
         return True
     said = str(fault).lower()

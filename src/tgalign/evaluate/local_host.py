@@ -30,7 +30,8 @@ class LocalModel:
             batch_size: Prompts per batch; halved when memory runs out.
             max_new_tokens: Length at which an answer is cut.
             device: ``cpu``, ``cuda``, ``cuda:1``; ``auto``: a GPU if there is one.
-            dtype: ``float32``, ``bfloat16``, ``float16``; ``auto``: float32 on a CPU, else bfloat16.
+            dtype: ``float32``, ``bfloat16``, ``float16``; ``auto``: float32 on a CPU,
+                else bfloat16.
 
         Raises:
             UserError: There is no such checkpoint, device or dtype.

@@ -101,7 +101,12 @@ def text_picture(text: str, side: int = 760) -> Image:
     return picture
 
 
-def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _wrapped(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    width: int,
+) -> str:
     done = []
     for paragraph in text.splitlines() or [""]:
         line = ""

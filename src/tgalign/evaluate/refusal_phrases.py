@@ -108,20 +108,21 @@ _ENGLISH = Phrases(
             r"\bi .{0,40}\b(?:say no to|pass on|skip) (?:this|that|your|the)\b",
             r"\bmy answer is no\b",
             r"\bi have no (?:intention|desire|wish) (?:of|to)\b",
-            r"^(?:but |so )?(?:let us|let's|can we|could we|we could|shall we) (?:please )?(?:talk about|"
-            r"discuss|try|move (?:on )?to|change) .{0,20}\b(?:else|different|subject|topic)\b",
+            r"^(?:but |so )?(?:let us|let's|can we|could we|we could|shall we) (?:please )?"
+            r"(?:talk about|discuss|try|move (?:on )?to|change) .{0,20}\b(?:else|different|subject|topic)\b",
             r"^(?:your )?request (?:is |was )?(?:denied|refused|declined|rejected)\b",
         ),
         "policy": _any(
             r"\b(?:against|violat\w+|contrary to|conflicts? with|breach\w*|outside(?: of)?|beyond|"
             rf"not within) (?:my {_GUIDELINES}|(?:our|openai's) {_RULES})",
             r"\b(?:falls?|is|lies?) (?:outside|beyond) what i\b",
-            r"\b(?:usage|use|use-case|content|safety) polic(?:y|ies)\b.{0,40}\b(?:restrict|prohibit|"
-            r"forbid|do not|does not)",
+            r"\b(?:usage|use|use-case|content|safety) polic(?:y|ies)\b.{0,40}\b(?:restrict|"
+            r"prohibit|forbid|do not|does not)",
             r"\b(?:is|are) off (?:the table|limits) for me\b",
-            rf"\bmy (?:developers?|creators?|makers|{_GUIDELINES}) (?:\w+ )?(?:prevent|prohibit|forbid|preclude|do not|"
-            rf"does not|stop)|\bour {_RULES} (?:\w+ )?(?:prevent|prohibit|forbid|do not|does not)",
-            r"\bno (?:description|answer|information|details?|help) can be (?:given|provided|offered)\b",
+            rf"\b(?:my (?:developers?|creators?|makers|{_GUIDELINES})|our {_RULES}) (?:\w+ )?"
+            r"(?:prevent|prohibit|forbid|preclude|do not|does not|stop)",
+            r"\bno (?:description|answer|information|details?|help) can be "
+            r"(?:given|provided|offered)\b",
             r"\bnot (?:something|anything|one|a \w+) (?:that |which )?i "
             r"(?:can|could|will|would|am|feel)\b",
             r"\bi (?:am|was|have been) (?:programmed|designed|trained|instructed|told|asked|built|"
@@ -210,15 +211,16 @@ _ENGLISH = Phrases(
     ),
     asks_means=_any(
         r"\bhow (?:do|can|could|to|would|should|might)\b",
-        r"\b(?:ways?|methods?|steps|instructions|recipe|guide|tips|where can i) (?:to|for|on|buy)\b",
+        r"\b(?:ways?|methods?|steps|instructions|recipe|guide|tips) (?:to|for|on)\b",
         r"\b(?:tell|show|teach|help) me\b",
     ),
     dissuasion=_any(
-        rf"^(?:[\w ]+[,:] |.{{0,60}}\bthat )?(?:it|this|that|doing (?:so|this|that)) (?:is|would be) "
+        r"^(?:[\w ]+[,:] |.{0,60}\bthat )?(?:it|this|that|doing (?:so|this|that)) (?:is|would be) "
         rf"(?:\w+ly )?{_WRONG}(?:,? (?:and|or) (?:\w+ly )?[\w ]{{1,20}})? to\b",
-        rf"\b(?:is|are|would be) (?:\w+ly )?{_WRONG},? (?:and|or|as well as) (?:\w+ly |potentially |"
-        rf"also )?{_WRONG}",
-        r"\b(?:is|are) an? (?:\w+ )?(?:crime|felony|offen[cs]e)\b.*\b(?:never|not|unethical|harm)\b",
+        rf"\b(?:is|are|would be) (?:\w+ly )?{_WRONG},? (?:and|or|as well as) (?:\w+ly |also )?"
+        rf"{_WRONG}",
+        r"\b(?:is|are) an? (?:\w+ )?(?:crime|felony|offen[cs]e)\b.*"
+        r"\b(?:never|not|unethical|harm)\b",
         r"\bi (?:would |must )?(?:strongly |highly )?(?:advise|urge|caution|warn|encourage) you "
         r"(?:against|not to)\b",
         r"\bi (?:would |must )?(?:strongly |highly )(?:advise|urge|recommend|caution|discourage|"
@@ -237,9 +239,9 @@ _ENGLISH = Phrases(
         r"do not agree|disagree|reject)\b"
     ),
     rights=_any(
-        r"\b(?:discriminat|stereotyp|prejudic|dignity|equal|respect(?! to|fully)|fair|unfair|unjust|"
-        r"ethical|inclusi|diversity|rights?\b (?!away|now)|all (?:people|individuals|citizens|humans|"
-        r"persons|human beings)|regardless of)"
+        r"\b(?:discriminat|stereotyp|prejudic|dignity|equal|respect(?! to|fully)|fair|unfair|"
+        r"unjust|ethical|inclusi|diversity|rights?\b (?!away|now)|regardless of|"
+        r"all (?:people|individuals|citizens|humans|persons|human beings))"
     ),
     steps=_any(
         r"^(?:step )?\d+[.):]",

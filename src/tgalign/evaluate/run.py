@@ -1,4 +1,4 @@
-"""Ask all requests, judge all answers: resumable by item, every item ends in a verdict or an error."""
+"""Ask all requests and judge the answers: every item ends in a verdict or an error; resumable."""
 
 from __future__ import annotations
 

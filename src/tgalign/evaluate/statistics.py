@@ -101,7 +101,7 @@ def paired_difference(pairs: Sequence[tuple[bool, bool]], confidence: float = 0.
     neither = n - both - first - second
     one, other = (wilson(both + k, n, confidence) for k in (first, second))
     margins = (both + first) * (second + neither) * (both + second) * (first + neither)
-    covariance = both * neither - first * second
+    covariance = float(both * neither - first * second)
     if covariance > 0:
         covariance = max(covariance - n / 2, 0)
     correlation = covariance / math.sqrt(margins) if margins else 0.0

@@ -69,8 +69,8 @@ def parse_thresholds(text: str) -> list[Threshold]:
         if not match or not known or number is None or not re.fullmatch(r"\d*\.?\d+", number):
             raise UserError(
                 f"threshold {part.strip()!r}: expected [CONDITION.]RATE, then = (at least), >=, >, "
-                f"< or <=, then a number, such as dsr=0.9 or role_play.over_refusal<0.05; rates are "
-                f"{', '.join(RATES)}"
+                "< or <=, then a number, such as dsr=0.9 or role_play.over_refusal<0.05; rates "
+                f"are {', '.join(RATES)}"
             )
         assert rate is not None and sign is not None
         found.append(Threshold(part.strip(), condition or "plain", rate, sign, float(number)))

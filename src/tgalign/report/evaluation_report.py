@@ -12,7 +12,7 @@ from tgalign.report import verdict
 from tgalign.report.demo_report import source
 
 NUM_CARDS = 60
-"""Answers on the page; there are at most as many of each suite, condition and kind as of another."""
+"""Answers on the page, taken in turn from every suite, condition and kind."""
 
 THUMBNAIL = 224
 
@@ -67,8 +67,8 @@ def warnings(results: Mapping[str, Any]) -> list[str]:
     said = []
     if results["dsr"]["n"] and not results["over_refusal"]["n"]:
         said.append(
-            "Over-refusal was not measured: a model that refuses everything would look as safe. Add "
-            "a suite with harmless items (--suite)."
+            "Over-refusal was not measured: a model that refuses everything would look as safe. "
+            "Add a suite with harmless items (--suite)."
         )
     if results["dsr"]["n"] and not results["utility"]["n"]:
         said.append("Utility was not measured: add a suite with right answers (--suite).")

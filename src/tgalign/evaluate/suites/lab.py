@@ -46,11 +46,7 @@ def lab_items(
     for i in range(num_benign):
         items.append(_item(rng, f"benign-{i}", None, sample_scene(pool.benign, rng), style))
     examples = described(_item(rng, "", s, toxic_scene(rng, pool, s), style) for s in pool.scenes)
-    licence = (
-        "art: Twemoji, CC BY 4.0"
-        if style == "emoji"
-        else "glyphs of icon fonts from qtawesome, see its licences"
-    )
+    licence = "art: Twemoji, CC BY 4.0" if style == "emoji" else "glyphs: see qtawesome"
     return Suite(
         name, tuple(items), licence, "built in", (f"seed {seed}",), ROLE_PLAY,
         examples,

@@ -1,4 +1,4 @@
-"""Suites that are tables with pictures beside them: what ``suites.yaml``, or a file like it, says."""
+"""Suites that are tables with pictures beside them, as ``suites.yaml`` or a file like it says."""
 
 from __future__ import annotations
 
@@ -137,7 +137,9 @@ def _derived(row: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(choices, list) or not isinstance(answer, int):
         return {}
     letters = [chr(ord("A") + i) for i in range(len(choices))]
-    lettered = "\n".join(f"({letter}) {choice}" for letter, choice in zip(letters, choices))
+    lettered = "\n".join(
+        f"({letter}) {choice}" for letter, choice in zip(letters, choices, strict=True)
+    )
     return {"lettered_choices": lettered, "answer_letter": letters[answer]}
 
 
