@@ -85,9 +85,9 @@ def render(results: Mapping[str, Any], folder: Path) -> str:
         "seconds": verdict.seconds, "number": verdict.number, "svg": Markup,
         "label": verdict.label, "whole": verdict.whole, "points": verdict.points,
     }  # fmt: skip
-    source = resources.files("tgalign.report").joinpath("demo.html.jinja")
-    template = environment.from_string(source.read_text(encoding="utf-8"))
+    template = environment.from_string(source("demo.html.jinja"))
     return template.render(
+        style=Markup(source("page.css")),
         smoke=bool(results.get("smoke")),
         headline=verdict.headline(arms),
         sentences=verdict.sentences(arms, base),
@@ -117,6 +117,11 @@ def render(results: Mapping[str, Any], folder: Path) -> str:
         versions=results.get("versions") or {},
         last_state=_last_state(arms),
     )
+
+
+def source(name: str) -> str:
+    """A file of this package."""
+    return resources.files("tgalign.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _scenes(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
