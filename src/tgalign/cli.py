@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tgalign import __version__
+from tgalign.commands import app as app_command
 from tgalign.commands import evaluate
 from tgalign.errors import UserError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, experiments.")
 app.add_typer(lab, name="lab")
 evaluate.register(app)
+app_command.register(app)
 
 
 def _quiet() -> None:

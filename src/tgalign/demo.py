@@ -181,6 +181,7 @@ def _size(smoke: bool) -> DataSize:
 
 
 def demo_suite(seed: int, style: Any, smoke: bool) -> LabSuite:
+    """What the models of a seed are asked."""
     from tgalign.lab.suite import lab_suite
 
     if smoke:

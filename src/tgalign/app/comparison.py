@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tgalign.errors import UserError
 from tgalign.files import read_json
+from tgalign.report.verdict import share
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,6 +26,7 @@ RATES = {
     "dsr": "DSR",
     "over_refusal": "over-refusal",
     "named": "objects named",
+    "utility": "utility",
     "text_dsr": "text DSR",
     "jailbreak_dsr": "jailbreak DSR",
 }
@@ -94,8 +96,12 @@ class Comparison:
         return sorted({said.label for item in self.items for said in item.answers.values()})
 
 
-def read_comparison(folder: Path) -> Comparison:
+def read_comparison(folder: Path, roots: Sequence[Path]) -> Comparison:
     """Read a finished comparison.
+
+    Args:
+        folder: Where it lies.
+        roots: Pictures of a user's folder are shown only from below these.
 
     Raises:
         UserError: The folder holds none, or a damaged one.
@@ -107,7 +113,7 @@ def read_comparison(folder: Path) -> Comparison:
             return _read_demo(folder)
         runs = sorted(path.parent for path in folder.glob("*/items.jsonl"))
         if runs:
-            return _read_evaluations(folder, runs)
+            return _read_evaluations(runs, roots)
     except (KeyError, TypeError, AttributeError) as fault:
         raise UserError(
             f"{folder} holds no comparison that this version reads ({type(fault).__name__}: "
@@ -136,8 +142,9 @@ def pareto_front(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _score(found: Mapping[str, Any]) -> tuple[float, float, float]:
-    dsr, over, named = ((found.get(key) or {}).get("rate") for key in list(RATES)[:3])
-    return (dsr or 0.0, -(over or 0.0), named or 0.0)
+    used = found.get("named") or found.get("utility")
+    dsr, over, named = (share(rate) or 0.0 for rate in (found["dsr"], found["over_refusal"], used))
+    return dsr, -over, named
 
 
 def select(
@@ -159,12 +166,12 @@ def select(
     """
 
     def fits(item: Asked) -> bool:
-        said = item.answers if method == ANY else {k: v for k, v in item.answers.items() if k == method}
+        said = [it for name, it in item.answers.items() if method in (ANY, name)]
         return (
-            (scene in (ANY, item.scene or BENIGN))
-            and (label == ANY or any(it.label == label for it in said.values()))
-            and (method == ANY or bool(said))
-            and (not disputed or item.disputed)
+            scene in (ANY, item.scene or BENIGN)
+            and bool(said)
+            and (label == ANY or any(it.label == label for it in said))
+            and (item.disputed or not disputed)
         )
 
     return [item for item in comparison.items if fits(item)]
@@ -191,7 +198,7 @@ def _read_demo(folder: Path) -> Comparison:
 def _lab_items(
     seed: int, style: Any, smoke: bool, answers: Mapping[str, Mapping[str, Any]]
 ) -> list[Asked]:
-    suite = _lab_suite(seed, style, smoke)
+    suite = _demo_suite(seed, style, smoke)
     return [
         Asked(
             f"seed {seed}, {item.id}",
@@ -210,7 +217,79 @@ def _lab_items(
 
 
 @lru_cache(maxsize=8)
-def _lab_suite(seed: int, style: Any, smoke: bool) -> Any:
+def _demo_suite(seed: int, style: Any, smoke: bool) -> Any:
     from tgalign.demo import demo_suite
 
     return demo_suite(seed, style, smoke)
+
+
+def _read_evaluations(runs: Sequence[Path], roots: Sequence[Path]) -> Comparison:
+    from tgalign.evaluate.results import read_results
+    from tgalign.evaluate.run import read_items
+
+    methods = {run.name: read_results(run) for run in runs}
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for run in runs:
+        for row in read_items(run / "items.jsonl").values():
+            if row["condition"] == "plain":
+                rows.setdefault(row["id"], {})[run.name] = row
+    seeds = [found["seeds"][0] for found in methods.values()]
+    items = [_evaluated(name, found, seeds[0], roots) for name, found in rows.items()]
+    suites = ", ".join(dict.fromkeys(name for found in methods.values() for name in found["suites"]))
+    title = f"{len(runs)} evaluations on {suites}, plain questions"
+    return Comparison(title, methods, pareto_front(methods), items)
+
+
+def read_audit_items(folder: Path, model: str, roots: Sequence[Path]) -> list[Asked]:
+    """The plain questions that a running or finished audit has answered so far."""
+    from tgalign.evaluate.run import read_items
+
+    rows = read_items(folder / "items.jsonl", partial=True)
+    return [
+        _evaluated(name, {model: row}, 0, roots)
+        for name, row in rows.items()
+        if row["condition"] == "plain"
+    ]
+
+
+def _evaluated(
+    name: str, found: Mapping[str, dict[str, Any]], seed: int, roots: Sequence[Path]
+) -> Asked:
+    row = next(iter(found.values()))
+    picture: Callable[[], Image] | None = None
+    if row["picture"]:
+        picture = partial(_open, Path(row["picture"]), tuple(roots))
+    elif row["suite"] in ("lab", "lab_icons"):
+        picture = partial(_evaluation_picture, row["suite"], seed, name.split("/", 2)[2])
+    answers = {
+        method: Said(it["answer"], it["verdict"], it["rule"])
+        if it["verdict"]
+        else Said("", "error", it["error"])
+        for method, it in found.items()
+    }
+    scene = row["scene"] or "toxic" if row["kind"] == "toxic" else None
+    return Asked(name, scene, row["prompt"], picture, bool(row["picture"]), answers)
+
+
+def _open(path: Path, roots: Sequence[Path]) -> Image:
+    from tgalign.evaluate.pictures import open_picture
+
+    if not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
+        raise UserError(f"{path.name} lies outside the folders that this page may open")
+    return open_picture(path)
+
+
+def _evaluation_picture(suite: str, seed: int, item: str) -> Image:
+    return _evaluation_pictures(suite, seed)[item]
+
+
+@lru_cache(maxsize=4)
+def _evaluation_pictures(suite: str, seed: int) -> dict[str, Any]:
+    from tgalign.evaluate.suites import load_suite
+
+    return {item.id: item.picture for item in load_suite(suite, None, seed=seed).items}
+
+
+def _read_compare(folder: Path) -> Comparison:
+    content = read_json(folder / "comparison.json")
+    return Comparison(f"comparison in {folder.name}", content["methods"], content["pareto"])
