@@ -28,6 +28,9 @@ random; those of the matched harmless one."""
 
 MODES = get_args(Mode)
 
+MOST = 0.5
+"""Share of pictures from which a state counts as one that restores refusals."""
+
 Outcome = dict[str, Any]
 """One layer of one batch: by mode and source the labels; ``answers`` with the own tokens."""
 
@@ -63,8 +66,8 @@ def patch(
         ``mean_caption``.
         ``patching_text``, of toxic captions that are refused: the share that is *no longer*
         refused, under ``image`` in place of ``caption``.
-        ``causal_layers``: the states where ``caption`` restores refusals for certain: its interval
-        lies above that of ``benign``.
+        ``causal_layers``: the states where ``caption`` restores refusals: in at least half of the
+        pictures, and with an interval above that of ``benign``.
         ``patched_answers``, by probe and layer, what is said with the own caption's states.
         Rates are None without any such probe.
     """
@@ -99,7 +102,9 @@ def patch(
         "causal_layers": [
             row["layer"]
             for row in patching
-            if row["caption"]["n"] and row["caption"]["low"] > row["benign"]["high"]
+            if row["caption"]["n"]
+            and row["caption"]["rate"] >= MOST
+            and row["caption"]["low"] > row["benign"]["high"]
         ],
         "patched_answers": {
             probes.toxic[i].id: [

@@ -215,7 +215,7 @@ def _gallery(
         picture.save(out / name)
         at = order[probe.id]
         card: dict[str, Any] = {
-            "image": name, "id": probe.id, "scene": probe.scene, "caption": probe.caption,
+            "image_file": name, "id": probe.id, "scene": probe.scene, "caption": probe.caption,
             "toxic_text": probe.toxic_text, "box": probe.box, "attention": maps.get(probe.id),
             "patched": patched.get(probe.id, []),
         }  # fmt: skip
