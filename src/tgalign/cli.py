@@ -10,6 +10,7 @@ import typer
 
 from tgalign import __version__
 from tgalign.commands import app as app_command
+from tgalign.commands import diagnose as diagnose_command
 from tgalign.commands import evaluate
 from tgalign.errors import UserError
 
@@ -118,18 +119,27 @@ def train(
 
 @app.command(
     epilog="Examples:\n\n`tgalign report absent guided captioned --out docs/conditions`\n\n"
-    "`tgalign report docs/conditions.json --out docs/conditions`"
+    "`tgalign report docs/conditions.json --out docs/conditions`\n\n"
+    "`tgalign report diagnosis/tga`\n\n"
+    "`tgalign report diagnosis/ce diagnosis/tga --out diagnosis/compared`"
 )
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders of finished demos, or a report's JSON.")
+        list[Path],
+        typer.Argument(help="Folders of finished demos (or a report's JSON), or of diagnoses."),
     ],
-    out: Annotated[Path, typer.Option(help="Where to, without an ending.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to, without an ending; not needed for one diagnosis."),
+    ] = None,
 ) -> None:
-    """Put demos of several conditions into one table and one plot: OUT.md, OUT.svg, OUT.json."""
-    from tgalign.report.conditions import combine
+    """Put demos of several conditions into one table and one plot: OUT.md, OUT.svg, OUT.json.
 
-    typer.echo(combine(runs, out))
+    Of one diagnosis rebuild its report.html; put several side by side as OUT.html and OUT.md.
+    """
+    from tgalign.report.runs import report_runs
+
+    typer.echo(report_runs(runs, out))
 
 
 @lab.command(
@@ -217,6 +227,9 @@ def lab_table(
 
     typer.echo(table(results))
     typer.echo(conflict_table(results), nl=False)
+
+
+diagnose_command.register(app, lab)
 
 
 def main() -> None:

@@ -83,7 +83,9 @@ def stream_answers(
         try:
             with loaded.lock:
                 if not stop.is_set():
-                    _generate(loaded, _prompts(loaded, question, picture, caption), index, pieces, stop)
+                    _generate(
+                        loaded, _prompts(loaded, question, picture, caption), index, pieces, stop
+                    )
             pieces.put((index, None))
         except Exception as fault:  # whatever a model raises belongs on the page
             pieces.put((index, fault))

@@ -81,7 +81,9 @@ class Audit:
     def fault(self) -> str:
         """What a failed run said last."""
         log = self.out / "audit.log"
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+        lines = (
+            log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+        )
         said = [line.strip() for line in lines if line.strip()]
         told = [line for line in said if line.startswith("tgalign: ")]
         return (told or said or ["it ended without a word"])[-1].removeprefix("tgalign: ")

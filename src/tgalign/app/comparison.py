@@ -6,7 +6,6 @@ of ``tgalign evaluate``, one for each model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -129,7 +128,8 @@ def read_comparison(folder: Path, roots: Sequence[Path]) -> Comparison:
 
 def pareto_front(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The methods that no other beats: none has a DSR and naming at least as high and an
-    over-refusal at least as low, one of them better."""
+    over-refusal at least as low, one of them better.
+    """
     scores = {name: _score(found) for name, found in methods.items()}
     return [
         name
@@ -235,7 +235,9 @@ def _read_evaluations(runs: Sequence[Path], roots: Sequence[Path]) -> Comparison
                 rows.setdefault(row["id"], {})[run.name] = row
     seeds = [found["seeds"][0] for found in methods.values()]
     items = [_evaluated(name, found, seeds[0], roots) for name, found in rows.items()]
-    suites = ", ".join(dict.fromkeys(name for found in methods.values() for name in found["suites"]))
+    suites = ", ".join(
+        dict.fromkeys(name for found in methods.values() for name in found["suites"])
+    )
     title = f"{len(runs)} evaluations on {suites}, plain questions"
     return Comparison(title, methods, pareto_front(methods), items)
 

@@ -87,7 +87,9 @@ def answer_cards(
     names: Sequence[str], seen: Sequence[Answer | None], told: Sequence[Answer | None]
 ) -> str:
     """The models' answers side by side, to the picture and to its caption."""
-    rows = [(name, 2 * i, *both) for i, (name, *both) in enumerate(zip(names, seen, told, strict=True))]
+    rows = [
+        (name, 2 * i, *both) for i, (name, *both) in enumerate(zip(names, seen, told, strict=True))
+    ]
     return str(_macros().answers(rows))
 
 
@@ -114,7 +116,10 @@ def layer_plots(names: Sequence[str], found: Sequence[LayerFigures]) -> str:
         ),
         draw_lines("attention", "Attention on the picture", layer, attention, shares=True),
     ]  # fmt: skip
-    keys = [(svg.legend_key(look, f"key{i}"), name) for i, (name, look) in enumerate(zip(names, looks, strict=True))]
+    keys = [
+        (svg.legend_key(look, f"key{i}"), name)
+        for i, (name, look) in enumerate(zip(names, looks, strict=True))
+    ]
     keys += [
         (svg.legend_key(look, f"key-told{i}"), f"{name}, told the caption")
         for i, (name, look) in enumerate(zip(names, told, strict=True))
@@ -194,7 +199,9 @@ def _heat(shown: Shown, line: Sequence[float], grid: tuple[int, int] | None, sai
     most = max(range(len(line)), key=line.__getitem__)
     where = f"most at row {most // columns + 1} of {rows}, column {most % columns + 1} of {columns}"
     url = picture_url(shown.picture, PREVIEW)
-    return _macros().heat_map(url, columns, rows, cells, f"Attention of {said} on the picture, {where}")
+    return _macros().heat_map(
+        url, columns, rows, cells, f"Attention of {said} on the picture, {where}"
+    )
 
 
 def comparison_table(comparison: Comparison, chosen: str) -> str:

@@ -49,7 +49,9 @@ class Seen:
     figures: tuple[LayerFigures, ...] = ()
 
 
-def _said(outputs: int, *, clears: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _said(
+    outputs: int, *, clears: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Turn what a handler raises into words on the page; all its other outputs stay as they are.
 
     Args:
@@ -64,7 +66,9 @@ def _said(outputs: int, *, clears: bool = True) -> Callable[[Callable[..., Any]]
                 words = str(fault)
             else:
                 traceback.print_exception(fault, file=sys.stderr)
-                words = f"{type(fault).__name__}: {str(fault)[:300]} (see where the page was started)"
+                words = (
+                    f"{type(fault).__name__}: {str(fault)[:300]} (see where the page was started)"
+                )
             return (*[gr.skip()] * outputs, drawing.notice(words))
 
         @functools.wraps(handler)
@@ -169,9 +173,7 @@ class Handlers:
                 ]
                 patched[index], controls[index] = both
         names = [loaded.name for loaded in seen.models]
-        return (
-            drawing.patch_cards(number, names, seen.shown, seen.figures, patched, controls),
-        )
+        return (drawing.patch_cards(number, names, seen.shown, seen.figures, patched, controls),)
 
     @_said(5)
     def open_comparison(self, folder: str) -> Any:

@@ -101,9 +101,9 @@ def listen(host: str, port: int | None) -> socket.socket:
     fault: OSError | None = None
     for number in tried:
         try:
-            family, kind, _, _, address = socket.getaddrinfo(
-                host, number, type=socket.SOCK_STREAM
-            )[0]
+            family, kind, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[
+                0
+            ]
             bound = socket.socket(family, kind)
         except OSError as problem:
             raise UserError(f"cannot listen on {host!r}: {problem}") from None
@@ -175,7 +175,10 @@ class _Headers:
         async def with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 names = {name.lower() for name, _ in message["headers"]}
-                more = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
+                more = [
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"no-referrer"),
+                ]
                 if b"content-security-policy" not in names:
                     more.append((b"content-security-policy", PAGE_POLICY.encode()))
                 message = {**message, "headers": [*message["headers"], *more]}
@@ -190,4 +193,3 @@ def _keep_to_ourselves(folder: str) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
-

@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 def serve(
     models: Annotated[
         list[Path] | None,
-        typer.Argument(help="Checkpoints to ask; by default ce and tga of --demo.", metavar="MODEL"),
+        typer.Argument(
+            help="Checkpoints to ask; by default ce and tga of --demo.", metavar="MODEL"
+        ),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on. Whoever reaches it can use the page.")

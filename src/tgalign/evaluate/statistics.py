@@ -2,8 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+NUM_RESAMPLES = 1_000
+"""Of the bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -206,3 +212,43 @@ def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float:
     agreed = sum(one == other for one, other in pairs) / n
     chance = sum(first[label] * second[label] for label in first) / n**2
     return math.nan if chance == 1 else (agreed - chance) / (1 - chance)
+
+
+def bootstrap(
+    values: np.ndarray[Any, Any],
+    statistic: Callable[[np.ndarray[Any, Any]], Any],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """Percentile bootstrap interval of a statistic over independent samples (Efron, 1979).
+
+    Infinite values are allowed: the ends are values of the statistic, not means of two.
+
+    Args:
+        values: Samples along the last axis, at least one.
+        statistic: Reduces the last axis, whatever axes stand before it.
+        confidence: Coverage of the two-sided interval.
+        seed: Of the resampling; every entry of the axes before the last is resampled alike.
+
+    Returns:
+        Lower and upper end, of the shape that ``statistic(values)`` has.
+
+    Raises:
+        ValueError: There is no sample.
+    """
+    n = values.shape[-1]
+    if n == 0:
+        raise ValueError("there is no sample to draw from")
+    drawn = np.random.default_rng(seed).integers(n, size=(NUM_RESAMPLES, n))
+    found = statistic(values[..., drawn])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(found, [tail, 1 - tail], axis=-1, method="inverted_cdf")
+    return low, high
+
+
+def bootstrap_mean(values: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    """Bootstrap interval of the mean over the last axis; None, None where there is no sample."""
+    if values.shape[-1] == 0:
+        return None, None
+    return bootstrap(values, lambda rows: rows.mean(axis=-1))
