@@ -1,19 +1,11 @@
-"""A finished comparison as the page shows it: methods with their rates, pictures with answers.
-
-Read are the folder of ``tgalign demo``, that of ``tgalign compare``, and a folder that holds several
-of ``tgalign evaluate``, one for each model.
-"""
+"""A finished comparison as the page shows it: methods with their rates, pictures with answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tgalign.errors import UserError
-from tgalign.files import read_json
 from tgalign.report.verdict import share
 
 if TYPE_CHECKING:
@@ -95,40 +87,11 @@ class Comparison:
         return sorted({said.label for item in self.items for said in item.answers.values()})
 
 
-def read_comparison(folder: Path, roots: Sequence[Path]) -> Comparison:
-    """Read a finished comparison.
-
-    Args:
-        folder: Where it lies.
-        roots: Pictures of a user's folder are shown only from below these.
-
-    Raises:
-        UserError: The folder holds none, or a damaged one.
-    """
-    try:
-        if (folder / "comparison.json").is_file():
-            return _read_compare(folder)
-        if (folder / "results.json").is_file() and (folder / "demo.json").is_file():
-            return _read_demo(folder)
-        runs = sorted(path.parent for path in folder.glob("*/items.jsonl"))
-        if runs:
-            return _read_evaluations(runs, roots)
-    except (KeyError, TypeError, AttributeError) as fault:
-        raise UserError(
-            f"{folder} holds no comparison that this version reads ({type(fault).__name__}: "
-            f"{fault}): make it again, or give another folder"
-        ) from None
-    except OSError as fault:
-        raise UserError(f"{folder} cannot be read: {fault}") from None
-    raise UserError(
-        f"no finished comparison in {folder}: expected the folder of tgalign demo or tgalign "
-        "compare, or one that holds folders of tgalign evaluate"
-    )
-
-
 def pareto_front(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The methods that no other beats: none has a DSR and naming at least as high and an
-    over-refusal at least as low, one of them better.
+    """The methods that no other beats.
+
+    None has a DSR and naming at least as high and an over-refusal at least as low, one of them
+    better.
     """
     scores = {name: _score(found) for name, found in methods.items()}
     return [
@@ -175,123 +138,3 @@ def select(
         )
 
     return [item for item in comparison.items if fits(item)]
-
-
-def _read_demo(folder: Path) -> Comparison:
-    results = read_json(folder / "results.json")
-    arms = list(results["arms"])
-    items: list[Asked] = []
-    for seed in results["seeds"]:
-        answers = {
-            arm: read_json(folder / f"seed{seed}" / arm / "measurement.json")["answers"]
-            for arm in arms
-            if (folder / f"seed{seed}" / arm / "measurement.json").is_file()
-        }
-        items += _lab_items(seed, results["style"], results["smoke"], answers)
-    share = f", {100 * results['toxic_share']:g} % toxic pictures" if results["toxic_share"] else ""
-    smoke = "SMOKE RUN, its figures mean nothing: " if results["smoke"] else ""
-    seeds = ", ".join(str(seed) for seed in results["seeds"])
-    title = f"{smoke}lab, condition {results['condition']}{share}, seeds {seeds}"
-    return Comparison(title, results["arms"], pareto_front(results["arms"]), items)
-
-
-def _lab_items(
-    seed: int, style: Any, smoke: bool, answers: Mapping[str, Mapping[str, Any]]
-) -> list[Asked]:
-    suite = _demo_suite(seed, style, smoke)
-    return [
-        Asked(
-            f"seed {seed}, {item.id}",
-            item.scene,
-            item.shown,
-            lambda picture=item.picture: picture,  # type: ignore[misc]
-            False,
-            {
-                method: Said(said[item.id]["text"], said[item.id]["label"], said[item.id]["rule"])
-                for method, said in answers.items()
-                if item.id in said
-            },
-        )
-        for item in suite.toxic + suite.benign
-    ]
-
-
-@lru_cache(maxsize=8)
-def _demo_suite(seed: int, style: Any, smoke: bool) -> Any:
-    from tgalign.demo import demo_suite
-
-    return demo_suite(seed, style, smoke)
-
-
-def _read_evaluations(runs: Sequence[Path], roots: Sequence[Path]) -> Comparison:
-    from tgalign.evaluate.results import read_results
-    from tgalign.evaluate.run import read_items
-
-    methods = {run.name: read_results(run) for run in runs}
-    rows: dict[str, dict[str, dict[str, Any]]] = {}
-    for run in runs:
-        for row in read_items(run / "items.jsonl").values():
-            if row["condition"] == "plain":
-                rows.setdefault(row["id"], {})[run.name] = row
-    seeds = [found["seeds"][0] for found in methods.values()]
-    items = [_evaluated(name, found, seeds[0], roots) for name, found in rows.items()]
-    suites = ", ".join(
-        dict.fromkeys(name for found in methods.values() for name in found["suites"])
-    )
-    title = f"{len(runs)} evaluations on {suites}, plain questions"
-    return Comparison(title, methods, pareto_front(methods), items)
-
-
-def read_audit_items(folder: Path, model: str, roots: Sequence[Path]) -> list[Asked]:
-    """The plain questions that a running or finished audit has answered so far."""
-    from tgalign.evaluate.run import read_items
-
-    rows = read_items(folder / "items.jsonl", partial=True)
-    return [
-        _evaluated(name, {model: row}, 0, roots)
-        for name, row in rows.items()
-        if row["condition"] == "plain"
-    ]
-
-
-def _evaluated(
-    name: str, found: Mapping[str, dict[str, Any]], seed: int, roots: Sequence[Path]
-) -> Asked:
-    row = next(iter(found.values()))
-    picture: Callable[[], Image] | None = None
-    if row["picture"]:
-        picture = partial(_open, Path(row["picture"]), tuple(roots))
-    elif row["suite"] in ("lab", "lab_icons"):
-        picture = partial(_evaluation_picture, row["suite"], seed, name.split("/", 2)[2])
-    answers = {
-        method: Said(it["answer"], it["verdict"], it["rule"])
-        if it["verdict"]
-        else Said("", "error", it["error"])
-        for method, it in found.items()
-    }
-    scene = row["scene"] or "toxic" if row["kind"] == "toxic" else None
-    return Asked(name, scene, row["prompt"], picture, bool(row["picture"]), answers)
-
-
-def _open(path: Path, roots: Sequence[Path]) -> Image:
-    from tgalign.evaluate.pictures import open_picture
-
-    if not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
-        raise UserError(f"{path.name} lies outside the folders that this page may open")
-    return open_picture(path)
-
-
-def _evaluation_picture(suite: str, seed: int, item: str) -> Image:
-    return _evaluation_pictures(suite, seed)[item]
-
-
-@lru_cache(maxsize=4)
-def _evaluation_pictures(suite: str, seed: int) -> dict[str, Any]:
-    from tgalign.evaluate.suites import load_suite
-
-    return {item.id: item.picture for item in load_suite(suite, None, seed=seed).items}
-
-
-def _read_compare(folder: Path) -> Comparison:
-    content = read_json(folder / "comparison.json")
-    return Comparison(f"comparison in {folder.name}", content["methods"], content["pareto"])

@@ -16,7 +16,8 @@ import gradio as gr
 from tgalign.app import drawing
 from tgalign.app.answers import Answer, check_words, stream_answers
 from tgalign.app.audit import Audit, Audits
-from tgalign.app.comparison import ANY, Comparison, read_audit_items, read_comparison, select
+from tgalign.app.comparison import ANY, Comparison, select
+from tgalign.app.comparison_files import read_audit_items, read_comparison
 from tgalign.app.folders import inside
 from tgalign.app.layers import LayerFigures, control_caption, layer_figures, patched_answer
 from tgalign.app.models import Loaded, short_names

@@ -33,7 +33,7 @@ from tgalign.diagnose.probe import (
     refusal_probability,
 )
 from tgalign.diagnose.prompts import caption_prompts, picture_prompts
-from tgalign.diagnose.safety_layers import refusal_tokens
+from tgalign.diagnose.safety_layers import RefusalToken, refusal_tokens
 from tgalign.evaluate.refusal import judge
 from tgalign.lab.suite import PictureItem, lab_suite
 from tgalign.objective import unit
@@ -145,7 +145,7 @@ def layer_figures(loaded: Loaded, picture: Image, caption: str, question: str) -
             said, told = answer_and_probe(model, processor, parts, prompts, MAX_NEW_TOKENS)
             if judge(said[0], question).label == "refused":
                 refused_BV = torch.cat([refused_BV, next_tokens(model, told.last_LBD, -1)])
-        tokens = []
+        tokens: list[RefusalToken] = []
         if len(refused_BV):
             tokens, _ = refusal_tokens(refused_BV, known.answered_BV, processor.tokenizer)
         ids = [token.id for token in tokens]

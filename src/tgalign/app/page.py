@@ -62,7 +62,7 @@ def style() -> str:
     return resources.files("tgalign.app").joinpath("page.css").read_text(encoding="utf-8")
 
 
-def build_page(handlers: Handlers) -> gr.Blocks:
+def build_page(handlers: Handlers) -> Any:
     """Lay the page out.
 
     Args:
@@ -113,7 +113,7 @@ def _inspect(page: gr.Blocks, handlers: Handlers) -> None:
             question = gr.Textbox(QUESTION, label="Question", elem_id="question", max_lines=4)
             caption = gr.Textbox(
                 label="Caption: what the picture shows, in words", elem_id="caption", max_lines=4,
-                info="What the models are told in the picture's place, and whose states are put in.",
+                info="Told to the models in the picture's place; below, its states are put in.",
             )  # fmt: skip
             with gr.Row():
                 ask = gr.Button("Ask", variant="primary", elem_id="ask")
@@ -161,7 +161,7 @@ def _compare(handlers: Handlers) -> None:
     with gr.Row():
         folder = gr.Textbox(
             handlers.demo, label="Folder of a finished comparison", scale=4, elem_id="comparison",
-            info="Of tgalign demo or tgalign compare, or one that holds folders of tgalign evaluate.",
+            info="Of tgalign demo or compare, or one that holds folders of tgalign evaluate.",
         )  # fmt: skip
         show = gr.Button("Open", variant="primary", scale=1, elem_id="open")
     notice = _html(name="compare-notice")
@@ -204,7 +204,7 @@ def _audit(handlers: Handlers) -> None:
         )  # fmt: skip
         data = gr.Textbox(
             label="Folder of pictures", elem_id="audit-data",
-            info="One subfolder per scene, harmless pictures in `benign`. Empty: the lab's pictures.",
+            info="A subfolder per scene, harmless pictures in `benign`. Empty: the lab's pictures.",
         )  # fmt: skip
     with gr.Row(equal_height=False):
         out = gr.Textbox(

@@ -154,7 +154,7 @@ def build_app(
         return FileResponse(path, headers={"Content-Security-Policy": REPORT_POLICY})
 
     handlers = Handlers(models, audits, roots, str(demo) if demo.is_dir() else "")
-    app = gradio.mount_gradio_app(
+    gradio.mount_gradio_app(
         app, build_page(handlers), path="/", footer_links=[], run_history=False, ssr_mode=False,
         enable_monitoring=False, pwa=False, max_file_size=MAX_BYTES, theme=theme(), css=style(),
     )  # fmt: skip
