@@ -176,6 +176,9 @@ def _measured(
     found = measure(model, processor, suite)
     return {
         "rates": {name: wilson(*count).as_dict() for name, count in found.counts.items()},
+        "dsr_by_scene": {
+            scene: wilson(*count).as_dict() for scene, count in found.dsr_by_scene.items()
+        },
         "alignment": found.alignment,
         "conflict": [
             {"stage": stage.name, **json.loads(line)}

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from tgalign.errors import UserError
 from tgalign.files import write_text
 from tgalign.report import verdict
+from tgalign.report.page import render_page
 from tgalign.report.plots import draw_plots
 
 SCHEMA_VERSION = 2
@@ -59,9 +59,6 @@ def write_demo_report(results: dict[str, Any], folder: Path) -> Path:
 
 def render(results: Mapping[str, Any], folder: Path) -> str:
     """The report as a string; see ``write_demo_report``."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
     if results.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"results have schema_version {results.get('schema_version')!r}, this report reads "
@@ -77,17 +74,8 @@ def render(results: Mapping[str, Any], folder: Path) -> str:
     old, new = verdict.baseline_of(arms), verdict.main_of(arms)
     compared = sorted((arm for arm in arms if arm != old), key=lambda arm: arm != new)
     plots = draw_plots({**results, "arms": arms}, scenes)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "percent": verdict.percent, "share": verdict.share, "interval": verdict.interval,
-        "seconds": verdict.seconds, "number": verdict.number, "svg": Markup,
-        "label": verdict.label, "whole": verdict.whole, "points": verdict.points,
-    }  # fmt: skip
-    source = resources.files("tgalign.report").joinpath("demo.html.jinja")
-    template = environment.from_string(source.read_text(encoding="utf-8"))
-    return template.render(
+    return render_page(
+        "demo.html.jinja",
         smoke=bool(results.get("smoke")),
         headline=verdict.headline(arms),
         sentences=verdict.sentences(arms, base),
