@@ -131,6 +131,8 @@ def _run(
             (f"{name}, seed {seed}", function, (out, seed, setting, name)) for seed, name in what
         ]
 
+    if not todo:
+        return
     seeds = sorted({seed for seed, _ in todo})
     crew.run("data", [(f"seed {seed}", prepare, (out, seed, setting)) for seed in seeds])
     wanted = {(seed, it.training) for seed, it in todo if it.training not in given}
@@ -146,8 +148,7 @@ def _run(
         (f"{it.name}, seed {seed}", measure_method, (out, seed, setting, it, dict(given)))
         for seed, it in todo
     ]
-    if measurements:
-        crew.run("measuring", measurements)
+    crew.run("measuring", measurements)
 
 
 def measure_method(
@@ -169,8 +170,14 @@ def measure_method(
         if start is not None:
             cost += training_seconds(training_config(out, seed, setting, start))
     model, processor = load_llava(checkpoint)
-    few = {"per_scene": 2, "num_benign": 8, "num_texts": 8} if setting.smoke else {}
-    suite = lab_suite(SUITE + seed, style=setting.style, **few)
+    asked = (2, 8, 8) if setting.smoke else (40, 300, 300)
+    suite = lab_suite(
+        SUITE + seed,
+        per_scene=asked[0],
+        num_benign=asked[1],
+        num_texts=asked[2],
+        style=setting.style,
+    )
     calibration = lab_calibration(
         seed, style=setting.style, num_pictures=16 if setting.smoke else 200
     )

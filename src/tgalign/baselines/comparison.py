@@ -1,4 +1,4 @@
-"""The comparison's figures: pooled over seeds, tested against CE, written as JSON, CSV and table."""
+"""The comparison's figures: pooled over seeds, tested against CE, as JSON, CSV and a table."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ COLUMNS = {
     "jailbreak_dsr": "jailbreak DSR",
 }
 """The rates of the table; the others stand in ``comparison.json``."""
+
+NEEDS = {
+    "uses_image_safety_data": "image safety data",
+    "uses_second_model": "second model",
+    "at_inference": "at inference",
+}
+"""What a method may need that a plain checkpoint does not."""
 
 LEVEL = 0.05
 """A corrected p-value below this is marked in the table."""
@@ -156,21 +163,21 @@ def title(comparison: Mapping[str, Any]) -> str:
 
 
 def table(comparison: Mapping[str, Any]) -> list[list[str]]:
-    """Header and a row for every method; ``*`` marks a difference from CE, Holm-corrected."""
-    header = ["method", *COLUMNS.values(), "added latency", "training s"]
-    rows = [[*header, "image safety data", "second model", "at inference", "Pareto"]]
+    """Header and a row for every method.
+
+    ``*`` marks a rate that differs from that of CE, ``★`` a method on the Pareto front.
+    """
+    rows = [["method", *COLUMNS.values(), "added latency", "training s", "needs"]]
     for name, found in comparison["methods"].items():
-        cells = []
+        cells = [f"{name} ★" if name in comparison["pareto"] else name]
         for rate in COLUMNS:
             p_holm = found.get("against_ce", {}).get(rate, {}).get("p_holm", 1.0)
-            mark = "*" if p_holm < LEVEL else ""
-            cells.append(show_rate(found[rate], with_n=False) + mark)
+            cells.append(show_rate(found[rate], with_n=False) + ("*" if p_holm < LEVEL else ""))
         cost = found["training_seconds"]
         cells.append(f"{100 * found['added_latency']:+.0f} %" if found["at_inference"] else "0")
         cells.append("n/a" if cost is None else f"{cost:.0f}")
-        needs = ("uses_image_safety_data", "uses_second_model", "at_inference")
-        cells += [{True: "yes", False: "no", None: "n/a"}[found[need]] for need in needs]
-        rows.append([name, *cells, "yes" if name in comparison["pareto"] else "no"])
+        needs = [said for need, said in NEEDS.items() if found[need]]
+        rows.append([*cells, ", ".join(needs)])
     return rows
 
 
@@ -184,7 +191,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     return (
         f"{title(comparison)}: rate [95 % Wilson interval]\n\n{shown}\n\n"
         f"`*` differs from ce on the same items (McNemar, exact; Holm over the methods; "
-        f"p < {LEVEL}). n: {n}.\n"
+        f"p < {LEVEL}). ★ on the Pareto front of DSR, over-refusal and objects named. n: {n}.\n"
     )
 
 
@@ -193,8 +200,7 @@ def csv_text(comparison: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     ends = ("rate", "low", "high", "n")
-    needs = ("added_latency", "training_seconds")
-    needs += ("uses_image_safety_data", "uses_second_model", "at_inference")
+    needs = ("added_latency", "training_seconds", *NEEDS)
     tests = [f"{rate}_p_holm" for rate in COLUMNS]
     writer.writerow(
         ["method", *(f"{rate}_{end}" for rate in COLUMNS for end in ends), *needs, *tests, "pareto"]
@@ -220,8 +226,8 @@ def write_comparison(comparison: dict[str, Any], out: Path, console: Console) ->
     write_json(out / "comparison.json", comparison)
     header, *rows = table(comparison)
     shown = Table(title=title(comparison), title_justify="left")
-    for column in header:
-        shown.add_column(column)
+    for number, column in enumerate(header):
+        shown.add_column(column, no_wrap=number == 0)
     for row in rows:
         shown.add_row(*row)
     console.print(shown)

@@ -29,8 +29,9 @@ Inputs = dict[str, Any]
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a defence may look at before it is used. Test items are none of it, nor is any toxic
-    picture: what is toxic is known from words alone.
+    """What a defence may look at before it is used.
+
+    Test items are none of it, nor is any toxic picture: what is toxic is known from words alone.
 
     Attributes:
         pictures: Harmless pictures.
@@ -126,7 +127,8 @@ def _image_starts(model: Any, input_ids: Tensor) -> Tensor:
     """Where a run of image tokens begins, (B, T)."""
     image_BT = input_ids == model.config.image_token_id
     before_BT = torch.cat([torch.zeros_like(image_BT[:, :1]), image_BT[:, :-1]], dim=1)
-    return image_BT & ~before_BT
+    starts_BT: Tensor = image_BT & ~before_BT
+    return starts_BT
 
 
 def with_answers(

@@ -50,9 +50,7 @@ def estimated_hours(
 
 def _cost(config: TrainConfig, plain: float, guided: float) -> float:
     return sum(
-        stage.steps
-        * (guided if stage.objective.weight > 0 else plain)
-        * (1 + config.companions)
+        stage.steps * (guided if stage.objective.weight > 0 else plain) * (1 + config.companions)
         for stage in config.stages
     )
 

@@ -19,8 +19,9 @@ from tgalign.lab.objects import held_out, things
 from tgalign.lab.suite import QUESTION, LabSuite, PictureItem
 
 Item = dict[str, Any]
-"""``id``, ``kind``, ``scene``, ``fresh`` (shows a thing no setting was tuned on), ``text``,
-``label``, ``rule`` and, of harmless items, ``named``: by thing shown whether the answer names it."""
+"""``id``, ``kind`` (``plain``, ``text`` or an attack), ``toxic``, ``scene``, ``fresh`` (shows a
+thing no setting was tuned on), ``text``, ``label``, ``rule`` and, of harmless pictures, ``named``:
+by thing shown whether the answer names it."""
 
 Outcome = tuple[str, bool]
 """An item's id and whether what the rate counts happened."""

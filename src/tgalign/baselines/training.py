@@ -20,8 +20,8 @@ from tgalign.lab.arms import arm_config
 from tgalign.lab.assets import check_assets, lab_llava, load_lab
 from tgalign.lab.objects import picture_pool
 
-SMOKE = {"pictures": 60, "texts": 20, "corpus": 100}
-"""The least data that the smoke run, or a small scale, makes."""
+LEAST = DataSize(pictures=60, texts=20, corpus=100)
+"""What the smoke run makes, and the least that a small scale does."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,15 @@ class Setting:
     @property
     def size(self) -> DataSize:
         """How much data there is."""
-        full = DataSize(toxic_share=self.toxic_share, style=self.style)
-        if self.smoke:
-            return replace(full, **SMOKE)
-        scaled = {
-            name: max(least, round(self.scale * getattr(full, name)))
-            for name, least in SMOKE.items()
-        }
-        return replace(full, **scaled)
+        full, scale = DataSize(), 0.0 if self.smoke else self.scale
+        return replace(
+            full,
+            pictures=max(LEAST.pictures, round(scale * full.pictures)),
+            texts=max(LEAST.texts, round(scale * full.texts)),
+            corpus=max(LEAST.corpus, round(scale * full.corpus)),
+            toxic_share=self.toxic_share,
+            style=self.style,
+        )
 
     def stage(self, stage: StageConfig) -> StageConfig:
         """A stage at this scale."""

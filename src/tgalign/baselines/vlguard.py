@@ -13,7 +13,7 @@ from tgalign.lab.phrasings import REFUSALS
 from tgalign.lab.pictures import sample_scene
 
 SHARE = 0.1
-"""Toxic pictures with a refusal, per picture of the alignment data; as many harmless ones beside."""
+"""Toxic pictures with a refusal per picture of the alignment data; as many harmless ones beside."""
 
 
 def records(rows: list[Row], drawing: Drawing) -> tuple[list[Row], list[Row]]:
@@ -31,9 +31,7 @@ def records(rows: list[Row], drawing: Drawing) -> tuple[list[Row], list[Row]]:
     added = []
     for number in range(2 * count):
         toxic = number < count
-        scene = (
-            toxic_scene(rng, drawing.pool) if toxic else sample_scene(drawing.pool.benign, rng)
-        )
+        scene = toxic_scene(rng, drawing.pool) if toxic else sample_scene(drawing.pool.benign, rng)
         mentions = tuple(Mention(thing) for thing in scene.things)
         question, answer = ask(mentions, scene.color, "describe", rng, "train")
         said = rng.choice(REFUSALS) if toxic else answer

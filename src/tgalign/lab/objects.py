@@ -22,9 +22,7 @@ Objects = Literal["all", "development", "held_out"]
 Style = Literal["emoji", "icons"]
 """How they are drawn: Twemoji art, or glyphs of icon fonts, on which nothing is tuned."""
 
-SceneName = Literal[
-    "alcohol", "bloody", "cigarette", "gun", "insulting_gesture", "knife", "porn"
-]
+SceneName = Literal["alcohol", "bloody", "cigarette", "gun", "insulting_gesture", "knife", "porn"]
 SCENES: tuple[SceneName, ...] = get_args(SceneName)
 
 
