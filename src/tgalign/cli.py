@@ -10,8 +10,8 @@ import typer
 
 from tgalign import __version__
 from tgalign.commands import app as app_command
+from tgalign.commands import compare, evaluate
 from tgalign.commands import diagnose as diagnose_command
-from tgalign.commands import evaluate
 from tgalign.errors import UserError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, exp
 app.add_typer(lab, name="lab")
 evaluate.register(app)
 app_command.register(app)
+compare.register(app)
 
 
 def _quiet() -> None:

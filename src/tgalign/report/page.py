@@ -71,3 +71,8 @@ def picture_uri(folder: Path, name: Any) -> str | None:
 
 def _read(name: str) -> str:
     return resources.files("tgalign.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def render_page(name: str, **content: Any) -> str:
+    """Fill a page's template; it gets ``style``, the style sheet that all pages share."""
+    return template(name).render(style=css(), **content)
