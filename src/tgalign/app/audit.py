@@ -33,6 +33,7 @@ class Audit:
         total: Requests to answer.
         process: The running or finished process.
         stopped: Whether somebody stopped it.
+        before: Requests that an earlier run had answered in ``out``.
         token: Names its report to the one session that may see it.
         started: On the monotonic clock, in seconds.
     """
@@ -44,6 +45,7 @@ class Audit:
     total: int
     process: subprocess.Popen[bytes]
     stopped: bool = False
+    before: int = 0
     token: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     started: float = field(default_factory=time.monotonic)
 
@@ -72,10 +74,11 @@ class Audit:
     @property
     def seconds_left(self) -> float | None:
         """A guess from the answers so far; None before there are any."""
-        done = self.answered
-        if self.state != "running" or done in (0, self.total):
+        answered = self.answered
+        if self.state != "running" or answered in (self.before, self.total):
             return None
-        return (time.monotonic() - self.started) * (self.total - done) / done
+        pace = (time.monotonic() - self.started) / (answered - self.before)
+        return pace * (self.total - answered)
 
     @property
     def fault(self) -> str:
@@ -103,7 +106,7 @@ class Audits:
     def file(self, token: str, name: str) -> Path | None:
         """A file that an audit wrote, for whoever knows its token."""
         for audit in list(self._by_session.values()):
-            if secrets.compare_digest(audit.token, token):
+            if secrets.compare_digest(audit.token.encode(), token.encode()):
                 path = audit.out / name
                 served = path.suffix in (".html", ".json", ".jsonl") and path.parent == audit.out
                 return path if served and path.is_file() else None
@@ -132,18 +135,16 @@ class Audits:
             self._forget(session)
             folder = out or Path(tempfile.mkdtemp(prefix="tgalign-audit-"))
             folder.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "tgalign", "audit", str(model), "--out", str(folder)]
-            if data is not None:
-                command += ["--suite", "folder", "--data", str(data)]
-            if limit is not None:
-                command += ["--limit", str(limit)]
             with (folder / "audit.log").open("wb") as log:
                 process = subprocess.Popen(
-                    command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                    audit_command(model, data, folder, limit),
+                    stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                     env=_environment(os.environ), start_new_session=True,
                 )  # fmt: skip
-            self._by_session[session] = Audit(model, data, folder, out is not None, total, process)
-            return self._by_session[session]
+            audit = Audit(model, data, folder, out is not None, total, process)
+            audit.before = audit.answered
+            self._by_session[session] = audit
+            return audit
 
     def stop(self, session: str) -> None:
         """Stop the session's audit; what it has answered stays until the session ends."""
@@ -168,6 +169,16 @@ class Audits:
         audit = self._by_session.pop(session, None)
         if audit and not audit.kept:
             shutil.rmtree(audit.out, ignore_errors=True)
+
+
+def audit_command(model: Path, data: Path | None, out: Path, limit: int | None) -> list[str]:
+    """The command line of an audit."""
+    command = [sys.executable, "-m", "tgalign", "audit", str(model), "--out", str(out)]
+    if data is not None:
+        command += ["--suite", "folder", "--data", str(data)]
+    if limit is not None:
+        command += ["--limit", str(limit)]
+    return command
 
 
 def count_requests(data: Path | None, limit: int | None) -> int:

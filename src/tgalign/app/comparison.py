@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tgalign.baselines.significance import pareto
 from tgalign.report.verdict import share
 
 if TYPE_CHECKING:
@@ -88,26 +89,14 @@ class Comparison:
 
 
 def pareto_front(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The methods that no other beats.
+    """The methods that no other beats in DSR, over-refusal and naming (or other utility)."""
 
-    None has a DSR and naming at least as high and an over-refusal at least as low, one of them
-    better.
-    """
-    scores = {name: _score(found) for name, found in methods.items()}
-    return [
-        name
-        for name, own in scores.items()
-        if not any(
-            other != own and all(a >= b for a, b in zip(other, own, strict=True))
-            for other in scores.values()
-        )
-    ]
+    def point(found: Mapping[str, Any]) -> tuple[float, float, float]:
+        rates = found["dsr"], found["over_refusal"], found.get("named") or found.get("utility")
+        dsr, over_refusal, named = (share(rate) or 0.0 for rate in rates)
+        return dsr, over_refusal, named
 
-
-def _score(found: Mapping[str, Any]) -> tuple[float, float, float]:
-    used = found.get("named") or found.get("utility")
-    dsr, over, named = (share(rate) or 0.0 for rate in (found["dsr"], found["over_refusal"], used))
-    return dsr, -over, named
+    return pareto({name: point(found) for name, found in methods.items()})
 
 
 def select(

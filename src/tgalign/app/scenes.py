@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +64,8 @@ def read_upload(path: Path) -> Shown:
         raise UserError(f"{path.name} {why}") from None
     finally:
         path.unlink(missing_ok=True)
+        with suppress(OSError):  # gradio names the folder of an upload after its content
+            path.parent.rmdir()
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     return Shown(picture, "", f"your picture {path.name}")
 
