@@ -23,28 +23,10 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
         UserError: There is no checkpoint, or it is not a LLaVA.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import LlavaForConditionalGeneration
 
     processor, _ = load_processor(path)
-    try:
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(
-            path,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (ValueError, OSError, RuntimeError, SafetensorError) as fault:
-        raise UserError(f"the checkpoint at {path} cannot be loaded: {fault}") from None
-    model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise UserError(
-            f"the checkpoint at {path} lacks {len(missing)} weight(s), which would be random: "
-            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
-        )
-    return model, processor
+    return _load_model(path, LlavaForConditionalGeneration, torch.float32), processor
 
 
 def load_processor(path: Path) -> tuple[ProcessorMixin, LlavaConfig]:
@@ -53,13 +35,8 @@ def load_processor(path: Path) -> tuple[ProcessorMixin, LlavaConfig]:
     Raises:
         UserError: There is no checkpoint, or it is not a LLaVA.
     """
-    from transformers import AutoProcessor
-
     config = load_config(path)
-    try:
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError) as fault:
-        raise UserError(f"the processor at {path} cannot be loaded: {fault}") from None
+    processor: Any = _load_any_processor(path)
     if getattr(processor, "chat_template", None) is None:
         raise UserError(f"the processor at {path} has no chat template, so no prompt can be made")
     if processor.tokenizer.chat_template is None:  # older checkpoints keep it in the processor
@@ -79,14 +56,7 @@ def load_config(path: Path) -> LlavaConfig:
     Raises:
         UserError: There is no checkpoint, or it is not a LLaVA.
     """
-    from transformers import AutoConfig
-
-    if not (path / "config.json").is_file():
-        raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
-    try:
-        config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError) as fault:
-        raise UserError(f"{path}/config.json cannot be read: {fault}") from None
+    config = _load_any_config(path)
     if config.model_type != "llava":
         raise UserError(
             f"{path} holds a {config.model_type!r} model; expected a 'llava' checkpoint "
@@ -94,6 +64,74 @@ def load_config(path: Path) -> LlavaConfig:
         )
     loaded: LlavaConfig = config
     return loaded
+
+
+def load_lvlm(path: Path) -> tuple[Any, Any]:
+    """Load any image-text-to-text checkpoint in its own dtype, and its processor, offline.
+
+    It is moved to the accelerator, if there is one.
+
+    Raises:
+        UserError: There is no checkpoint, or it holds another kind of model.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    kind = _load_any_config(path).model_type
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise UserError(
+            f"{path} holds a {kind!r} model; expected one that reads pictures and words, such as "
+            "llava, qwen2_5_vl or gemma3 (AutoModelForImageTextToText)"
+        )
+    processor = _load_any_processor(path)
+    model = _load_model(path, AutoModelForImageTextToText, "auto")
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    return model.eval(), processor
+
+
+def _load_any_config(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    if not (path / "config.json").is_file():
+        raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError) as fault:
+        raise UserError(f"{path}/config.json cannot be read: {fault}") from None
+
+
+def _load_any_processor(path: Path) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError, ImportError) as fault:
+        raise UserError(f"the processor at {path} cannot be loaded: {fault}") from None
+
+
+def _load_model(path: Path, model_class: Any, dtype: Any) -> Any:
+    """The weights, safetensors only; none may be missing."""
+    from safetensors import SafetensorError
+
+    try:
+        model, info = model_class.from_pretrained(
+            path,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=dtype,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as fault:
+        raise UserError(f"the checkpoint at {path} cannot be loaded: {fault}") from None
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise UserError(
+            f"the checkpoint at {path} lacks {len(missing)} weight(s), which would be random: "
+            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
+        )
+    return model
 
 
 def save_checkpoint(model: Any, processor: Any, path: Path) -> None:

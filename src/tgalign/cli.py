@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from tgalign import __version__
-from tgalign.commands import check
+from tgalign.commands import app as app_command
+from tgalign.commands import check, compare, evaluate
+from tgalign.commands import diagnose as diagnose_command
 from tgalign.errors import UserError
 
 app = typer.Typer(
@@ -23,6 +25,9 @@ app = typer.Typer(
 lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, experiments.")
 app.add_typer(lab, name="lab")
 check.register(app)
+evaluate.register(app)
+app_command.register(app)
+compare.register(app)
 
 
 def _quiet() -> None:
@@ -134,18 +139,27 @@ def train(
 
 @app.command(
     epilog="Examples:\n\n`tgalign report absent guided captioned --out docs/conditions`\n\n"
-    "`tgalign report docs/conditions.json --out docs/conditions`"
+    "`tgalign report docs/conditions.json --out docs/conditions`\n\n"
+    "`tgalign report diagnosis/tga`\n\n"
+    "`tgalign report diagnosis/ce diagnosis/tga --out diagnosis/compared`"
 )
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders of finished demos, or a report's JSON.")
+        list[Path],
+        typer.Argument(help="Folders of finished demos (or a report's JSON), or of diagnoses."),
     ],
-    out: Annotated[Path, typer.Option(help="Where to, without an ending.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to, without an ending; not needed for one diagnosis."),
+    ] = None,
 ) -> None:
-    """Put demos of several conditions into one table and one plot: OUT.md, OUT.svg, OUT.json."""
-    from tgalign.report.conditions import combine
+    """Put demos of several conditions into one table and one plot: OUT.md, OUT.svg, OUT.json.
 
-    typer.echo(combine(runs, out))
+    Of one diagnosis rebuild its report.html; put several side by side as OUT.html and OUT.md.
+    """
+    from tgalign.report.runs import report_runs
+
+    typer.echo(report_runs(runs, out))
 
 
 @lab.command(
@@ -233,6 +247,9 @@ def lab_table(
 
     typer.echo(table(results))
     typer.echo(conflict_table(results), nl=False)
+
+
+diagnose_command.register(app, lab)
 
 
 def main() -> None:

@@ -9,7 +9,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tgalign.errors import UserError
+from tgalign.files import read_json
 from tgalign.objective import Form, Pair, Similarity
+
+DIAGNOSED = ("safety", "causal")
+"""Choices of layers that ``tgalign diagnose`` makes."""
 
 
 class _Strict(BaseModel):
@@ -26,7 +30,11 @@ class ObjectiveConfig(_Strict):
         reference: Whose states the captions and retrieved texts have: the model under training
             (``live``, as the released code) or a copy of its LLM from the start of the stage
             (``frozen``). Neither carries a gradient.
-        layers: ``all`` (1..N as the paper; 0 is the embeddings), a list, or ``"a-b"``.
+        layers: ``all`` (1..N as the paper; 0 is the embeddings), a list, or ``"a-b"``; or, with a
+            ``diagnosis``, ``safety`` (where refusal arises, by the paper's rule or, where that
+            finds nothing, the released code's) or ``causal`` (where patching restores refusals).
+        diagnosis: The diagnosis.json that the last two are read from. They are read once, with the
+            config: what is kept of it are the layers.
         weight: Factor of the guide loss; 0 is plain LLaVA training, bit for bit.
         schedule: ``constant``, or ``linear_decay`` from ``weight`` to 0 over the stage.
         temperature: Of the form ``contrastive``.
@@ -37,9 +45,24 @@ class ObjectiveConfig(_Strict):
     pair: Pair = "caption"
     reference: Literal["live", "frozen"] = "live"
     layers: Literal["all"] | list[int] | str = "all"
+    diagnosis: Path | None = None
     weight: float = Field(1.0, ge=0)
     schedule: Literal["constant", "linear_decay"] = "constant"
     temperature: float = Field(0.1, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _layers_of_a_diagnosis(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        given, path = data.get("layers"), data.get("diagnosis")
+        if given not in DIAGNOSED:
+            if path is not None:
+                raise ValueError(f"a diagnosis is for layers {' or '.join(DIAGNOSED)}")
+            return data
+        if path is None:
+            raise ValueError(f"layers {given!r} need a diagnosis: the path of a diagnosis.json")
+        return data | {"layers": diagnosed_layers(Path(path), given), "diagnosis": None}
 
     @property
     def guides(self) -> bool:
@@ -232,6 +255,33 @@ class TrainConfig(_Strict):
         return self
 
 
+def diagnosed_layers(path: Path, choice: str) -> list[int]:
+    """The layers that a diagnosis found.
+
+    Args:
+        path: A diagnosis.json.
+        choice: One of ``DIAGNOSED``.
+
+    Raises:
+        UserError: There is no diagnosis, or it found no such layers.
+    """
+    if not path.is_file():
+        raise UserError(f"no diagnosis at {path}: expected the diagnosis.json of tgalign diagnose")
+    found = read_json(path)
+    try:
+        if choice == "causal":
+            layers = list(found["causal_layers"])
+        else:
+            rules = found["safety_layers"]
+            first, last = rules["paper"] or rules["released"] or (1, 0)
+            layers = list(range(first, last + 1))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is no diagnosis.json of tgalign diagnose") from None
+    if not layers:
+        raise UserError(f"{path} found no {choice} layers: name the layers yourself")
+    return layers
+
+
 def parse_config(data: dict[str, Any], source: str) -> TrainConfig:
     """Validate a run's settings.
 
@@ -267,7 +317,14 @@ def load_config(path: Path) -> TrainConfig:
         raise UserError(f"{path} is not readable YAML: {fault}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold a mapping of settings, got {type(data).__name__}")
+    stages = data.get("stages")
+    objectives = [
+        it.get("objective")
+        for it in (stages if isinstance(stages, list) else [])
+        if isinstance(it, dict)
+    ]
     for table, keys in (
+        *((it, ("diagnosis",)) for it in objectives),
         (data, ("model", "architecture", "records", "image_root", "out", "cache_text")),
         (data.get("synthetic"), ("clip", "texts")),
         (data.get("probes"), None),

@@ -85,7 +85,7 @@ def run_demo(
             )
             run = _Run(out / f"seed{seed}", seed, condition, share, style, smoke, console)
             measured[seed][arm] = _run_arm(arm, run, (llm, clip, tokenizer))
-    gallery = _save_gallery(out, _suite(0, style, smoke), measured[0])
+    gallery = _save_gallery(out, demo_suite(0, style, smoke), measured[0])
     results = assemble_results(measured, gallery, settings)
     write_json(out / "results.json", results)
     write_text(out / "table.md", markdown(results))
@@ -164,7 +164,7 @@ def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
         checkpoint = train(config)
         found |= _training_curve(folder / arm, [stage.name for stage in config.stages])
     model, processor = load_llava(checkpoint)
-    suite = _suite(seed, run.style, run.smoke)
+    suite = demo_suite(seed, run.style, run.smoke)
     asked = len(suite.toxic) + len(suite.benign)
     run.console.print(f"  asking about {asked} pictures and {len(suite.texts)} texts")
     found |= measure(model, processor, suite).as_dict()
@@ -180,7 +180,8 @@ def _size(smoke: bool) -> DataSize:
     return DataSize(pictures=60, texts=20, corpus=100) if smoke else DataSize()
 
 
-def _suite(seed: int, style: Any, smoke: bool) -> LabSuite:
+def demo_suite(seed: int, style: Any, smoke: bool) -> LabSuite:
+    """What the models of a seed are asked."""
     from tgalign.lab.suite import lab_suite
 
     if smoke:

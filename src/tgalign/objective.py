@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from tgalign.errors import UserError
 
-Form = Literal["paper", "released", "released_nograd", "contrastive"]
+Form = Literal["paper", "released", "released_nograd", "contrastive", "gap"]
 Similarity = Literal["cosine", "centered_cosine"]
 Pair = Literal["caption", "image_retrieved"]
 
@@ -64,6 +64,10 @@ def guide_loss(
         ``temperature``, with the row's own R as one more negative. Ours, not the paper's. A
         caption whose state equals row i's caption (cos > 1 - 1e-6) is no negative of row i, nor
         is an R whose state equals it. R is compared with the image, so ``pair`` plays no part.
+    ``gap``
+        ``sum_j ||I - C||``, the Euclidean distance: the modality-gap regulariser of arXiv
+        2505.24208 on mean states (``tgalign.baselines.modality_gap``), a rival and no form of TGA.
+        It reads no R, and neither the centre nor the similarity changes it.
 
     A row without R has only the ``align`` term. Every term is averaged over all the kept rows,
     with R or without. What a row that is not kept holds, NaN included, changes nothing. With no
@@ -132,9 +136,13 @@ def guide_loss(
             center_LD = c_LBD.sum(1) / kept if center_LD is None else center_LD.to(dtype)
             center_L1D = center_LD.detach().unsqueeze(1)
             i_LBD, c_LBD, r_LBD = i_LBD - center_L1D, c_LBD - center_L1D, r_LBD - center_L1D
+        apart_LBD = i_LBD - c_LBD
         i_LBD, c_LBD, r_LBD = unit(i_LBD), unit(c_LBD), unit(r_LBD)
 
-        if form == "contrastive":
+        if form == "gap":
+            align_LB = torch.linalg.vector_norm(apart_LBD, dim=-1)
+            rank_LB = 0.0 * r_LBD.sum(-1)
+        elif form == "contrastive":
             align_LB, rank_LB = _contrastive(i_LBD, c_LBD, r_LBD, mask_B, temperature)
         else:
             cos_ic_LB = (i_LBD * c_LBD).sum(-1)

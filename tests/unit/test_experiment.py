@@ -16,7 +16,7 @@ def seen(monkeypatch):
     """The configs and data sizes that were to be run; nothing is trained."""
     calls = []
 
-    def measured(config, data, condition, size, seed):
+    def measured(config, data, condition, size, seed, llm):
         calls.append((config, data, size))
         return {"rates": {}, "alignment": []}
 

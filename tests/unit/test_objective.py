@@ -16,6 +16,7 @@ from torch import Tensor
 from tgalign.objective import FORMS, PAIRS, SIMILARITIES, guide_loss, same_state, unit
 
 TRAINED_FORMS = tuple(form for form in FORMS if form != "released_nograd")
+COSINE_FORMS = tuple(form for form in TRAINED_FORMS if form != "gap")
 L, B, D = 3, 5, 6
 MASK = torch.tensor([True, True, False, True, True])
 RETRIEVED_MASK = torch.tensor([True, False, True, True, True])
@@ -71,6 +72,8 @@ def reference(
             if form == "paper":
                 align += -ic
                 rank += math.log(1 + math.exp(-(ic - other))) if has_r else 0.0
+            elif form == "gap":
+                align += math.sqrt(sum(float(x) ** 2 for x in i[j, b] - c[j, b]))
             elif form.startswith("released"):
                 align += (1 - progress) * 0.25 * math.exp(-ic) / layers
                 rank += 0.1 * (1 - progress) ** 2 * math.exp(other - ic) / layers if has_r else 0.0
@@ -213,7 +216,7 @@ def test_released_decays_to_zero_and_averages_over_layers():
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
-@pytest.mark.parametrize("form", TRAINED_FORMS)
+@pytest.mark.parametrize("form", COSINE_FORMS)
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_a_zero_state_gives_no_nan_and_no_gradient_of_its_own(form, similarity, which):
     inputs = list(states())
@@ -227,6 +230,20 @@ def test_a_zero_state_gives_no_nan_and_no_gradient_of_its_own(form, similarity, 
     gradients = torch.autograd.grad(got["guide"], inputs)
     assert all(g.isfinite().all() for g in gradients)
     assert not gradients[which][:, 1].any()
+
+
+def test_the_gap_is_closed_only_where_states_are_equal_and_asks_nothing_more_there():
+    i_LBD, c_LBD, r_LBD = states()
+    i_LBD[:, 1] = c_LBD[:, 1]
+    i_LBD.requires_grad_()
+    got = guide_loss(i_LBD, c_LBD, r_LBD, form="gap")
+    assert_losses(got, reference(i_LBD.detach(), c_LBD, r_LBD, form="gap"))
+    (gradient_LBD,) = torch.autograd.grad(got["guide"], i_LBD)
+    assert not gradient_LBD[:, 1].any()
+    lengths_LB = torch.linalg.vector_norm(gradient_LBD, dim=-1)[:, [0, 2, 3, 4]]
+    torch.testing.assert_close(lengths_LB, torch.full_like(lengths_LB, 1 / B))
+    twice = guide_loss(2 * i_LBD, 2 * c_LBD, r_LBD, form="gap", similarity="centered_cosine")
+    assert float(twice["guide"].detach()) == pytest.approx(2 * float(got["guide"].detach()))
 
 
 def test_equal_captions_are_no_negatives():

@@ -60,7 +60,7 @@ def test_the_order_of_the_rows_does_not_matter(form, similarity, seed, order):
     assert_losses(after, before)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "gap"])
 @given(seed=seeds, scales=st.lists(st.floats(1e-3, 1e3), min_size=B, max_size=B))
 @settings(deadline=None, max_examples=15)
 def test_the_length_of_a_state_does_not_matter_under_cosine(form, seed, scales):

@@ -7,7 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tgalign.diagnose.probe import probe_pictures, probe_texts, refusal_probability
+from tgalign.diagnose.probe import (
+    next_tokens,
+    probe_pictures,
+    probe_texts,
+    refusal_probability,
+)
 
 QUESTION = "what color is the background ?"
 CAPTIONS = [
@@ -47,7 +52,9 @@ def test_captions_stand_where_a_picture_would(composed, processor):
         states, next_V = run_alone(model, input_ids=ids(processor, text))
         span_LD = torch.stack([state[before : before + length].mean(0) for state in states])
         torch.testing.assert_close(probe.span_LBD[:, row], span_LD, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(probe.lens_LBV[-1, row], next_V, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            next_tokens(model, probe.last_LBD, -1)[row], next_V, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_pictures_are_probed_at_their_own_tokens(composed, processor, pictures):
@@ -60,7 +67,9 @@ def test_pictures_are_probed_at_their_own_tokens(composed, processor, pictures):
         states, next_V = run_alone(model, input_ids=ids(processor, text), pixel_values=pixels)
         span_LD = torch.stack([state[2 : 2 + patches].mean(0) for state in states])
         torch.testing.assert_close(probe.span_LBD[:, row], span_LD, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(probe.lens_LBV[-1, row], next_V, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            next_tokens(model, probe.last_LBD, -1)[row], next_V, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_the_lens_norms_every_state_but_the_last(composed, processor):
@@ -70,12 +79,13 @@ def test_the_lens_norms_every_state_but_the_last(composed, processor):
     states, _ = run_alone(model, input_ids=ids(processor, text))
     norm, head = model.model.language_model.norm, model.lm_head
     layers = model.config.text_config.num_hidden_layers
-    assert probe.lens_LBV.shape == (layers + 1, 1, model.config.text_config.vocab_size)
+    assert len(probe.last_LBD) == layers + 1
     with torch.no_grad():
         for layer in range(layers):
             expected = head(norm(states[layer][-1])).softmax(-1)
-            torch.testing.assert_close(probe.lens_LBV[layer, 0], expected, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(probe.lens_LBV.sum(-1), torch.ones(layers + 1, 1))
+            found_BV = next_tokens(model, probe.last_LBD, layer)
+            torch.testing.assert_close(found_BV[0], expected, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(found_BV.sum(-1), torch.ones(1))
 
 
 def test_the_whole_model_agrees_with_state_0_being_the_embeddings(composed, processor):
@@ -85,6 +95,10 @@ def test_the_whole_model_agrees_with_state_0_being_the_embeddings(composed, proc
     torch.testing.assert_close(probe.span_LBD[0, 0], embedded)
 
 
-def test_refusal_probability_is_that_of_the_openings():
-    lens_LBV = torch.tensor([[[0.5, 0.2, 0.3]], [[0.1, 0.6, 0.3]]])
-    torch.testing.assert_close(refusal_probability(lens_LBV, [0, 2]), torch.tensor([[0.8], [0.4]]))
+def test_refusal_probability_is_that_of_the_openings(composed, processor):
+    model = composed[0]
+    last_LBD = probe_texts(model, processor, CAPTIONS, QUESTION).last_LBD
+    found_LB = refusal_probability(model, last_LBD, [7, 9])
+    for layer in range(len(last_LBD)):
+        said_BV = next_tokens(model, last_LBD, layer)
+        torch.testing.assert_close(found_LB[layer], said_BV[:, 7] + said_BV[:, 9])

@@ -1,7 +1,15 @@
-"""Rates with confidence intervals."""
+"""Rates with confidence intervals, and comparisons on the same items."""
 
 import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+NUM_RESAMPLES = 1_000
+"""Of the bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -58,3 +66,189 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Rate:
     interval = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
     # Rounding can put an end of the interval a hair beyond the rate when all or none succeed.
     return Rate(rate, min(float(interval.low), rate), max(float(interval.high), rate), n)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two rates on the same `n` items with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The fields for JSON; None stands for NaN."""
+        found = Rate(self.value, self.low, self.high, self.n).as_dict()
+        return {"difference": found.pop("rate")} | found
+
+    def __str__(self) -> str:
+        if self.n == 0:
+            return "n/a n=0"
+        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}] n={self.n}"
+
+
+def paired_difference(pairs: Sequence[tuple[bool, bool]], confidence: float = 0.95) -> Difference:
+    """Share of first members that hold minus share of second ones, paired by item.
+
+    The interval is Newcombe's hybrid score interval for paired data (Statistics in Medicine 17,
+    1998, p. 2635, method 10): Wilson limits of both shares, joined with their correlation.
+
+    Args:
+        pairs: For every item, whether it holds on either side.
+        confidence: Coverage of the two-sided interval.
+    """
+    n = len(pairs)
+    if n == 0:
+        return Difference(math.nan, math.nan, math.nan, 0)
+    both = sum(one and other for one, other in pairs)
+    first = sum(one and not other for one, other in pairs)
+    second = sum(other and not one for one, other in pairs)
+    neither = n - both - first - second
+    one, other = (wilson(both + k, n, confidence) for k in (first, second))
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    covariance = float(both * neither - first * second)
+    if covariance > 0:
+        covariance = max(covariance - n / 2, 0)
+    correlation = covariance / math.sqrt(margins) if margins else 0.0
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(a * a - 2 * correlation * a * b + b * b, 0.0))
+
+    value = (first - second) / n
+    down = reach(one.rate - one.low, other.high - other.rate)
+    up = reach(one.high - one.rate, other.rate - other.low)
+    return Difference(value, max(value - down, -1.0), min(value + up, 1.0), n)
+
+
+def mcnemar(pairs: Sequence[tuple[bool, bool]]) -> float:
+    """Two-sided p of the exact McNemar test: do both sides hold equally often on the same items?
+
+    Conditional on the items on which the sides differ, this is a binomial test at one half
+    (McNemar, Psychometrika 12, 1947). 1 where they never differ.
+    """
+    first = sum(one and not other for one, other in pairs)
+    second = sum(other and not one for one, other in pairs)
+    if first + second == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(first, first + second, 0.5).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values (Scandinavian Journal of Statistics 6, 1979)."""
+    adjusted = [0.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        running = max(running, (len(p_values) - rank) * p_values[index])
+        adjusted[index] = min(running, 1.0)
+    return adjusted
+
+
+def bootstrap_share(hits: Sequence[tuple[int, int]], confidence: float = 0.95) -> Rate:
+    """Share of successes where an item holds several trials that are not independent.
+
+    Percentile bootstrap over items, 2,000 draws from a fixed seed (Efron and Tibshirani, 1993).
+    Where every item agrees the bootstrap would give a width of 0; there the interval is Wilson's,
+    with the items as trials.
+
+    Args:
+        hits: Successes and trials of every item.
+        confidence: Coverage of the two-sided interval.
+
+    Returns:
+        The rate; its `n` counts the trials.
+    """
+    pairs = [(done, of) for done, of in hits if of]
+    total = sum(of for _, of in pairs)
+    if not total:
+        return wilson(0, 0)
+    rate = sum(done for done, _ in pairs) / total
+    if all(of == 1 for _, of in pairs):
+        return wilson(sum(done for done, _ in pairs), total, confidence)
+    if rate in (0.0, 1.0) or len(pairs) == 1:
+        whole = wilson(round(rate * len(pairs)), len(pairs), confidence)
+        return Rate(rate, min(whole.low, rate), max(whole.high, rate), total)
+    import numpy as np
+
+    table = np.array(pairs)
+    rng = np.random.default_rng(0)
+    drawn = table[rng.integers(0, len(pairs), (2000, len(pairs)))].sum(axis=1)
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], tails)
+    return Rate(rate, min(float(low), rate), max(float(high), rate), total)
+
+
+def permutation_p(differences: Sequence[float]) -> float:
+    """Two-sided p of the sign-flip permutation test that paired differences are 0 on average.
+
+    Exact up to 2^n = 10,000 flips, else 10,000 drawn from a fixed seed
+    (``scipy.stats.permutation_test``).
+    """
+    values = [value for value in differences if value]
+    if not values:
+        return 1.0
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (np.array(values),), np.mean, permutation_type="samples", n_resamples=9_999,
+        vectorized=False, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return float(found.pvalue)
+
+
+def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float:
+    """Cohen's kappa of two raters (Educational and Psychological Measurement 20, 1960).
+
+    NaN where there is nothing to rate, or where both give one and the same label throughout.
+    """
+    n = len(pairs)
+    if n == 0:
+        return math.nan
+    first = Counter(one for one, _ in pairs)
+    second = Counter(other for _, other in pairs)
+    agreed = sum(one == other for one, other in pairs) / n
+    chance = sum(first[label] * second[label] for label in first) / n**2
+    return math.nan if chance == 1 else (agreed - chance) / (1 - chance)
+
+
+def bootstrap(
+    values: np.ndarray[Any, Any],
+    statistic: Callable[[np.ndarray[Any, Any]], Any],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """Percentile bootstrap interval of a statistic over independent samples (Efron, 1979).
+
+    Infinite values are allowed: the ends are values of the statistic, not means of two.
+
+    Args:
+        values: Samples along the last axis, at least one.
+        statistic: Reduces the last axis, whatever axes stand before it.
+        confidence: Coverage of the two-sided interval.
+        seed: Of the resampling; every entry of the axes before the last is resampled alike.
+
+    Returns:
+        Lower and upper end, of the shape that ``statistic(values)`` has.
+
+    Raises:
+        ValueError: There is no sample.
+    """
+    n = values.shape[-1]
+    if n == 0:
+        raise ValueError("there is no sample to draw from")
+    drawn = np.random.default_rng(seed).integers(n, size=(NUM_RESAMPLES, n))
+    found = statistic(values[..., drawn])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(found, [tail, 1 - tail], axis=-1, method="inverted_cdf")
+    return low, high
+
+
+def bootstrap_mean(values: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    """Bootstrap interval of the mean over the last axis; None, None where there is no sample."""
+    if values.shape[-1] == 0:
+        return None, None
+    return bootstrap(values, lambda rows: rows.mean(axis=-1))

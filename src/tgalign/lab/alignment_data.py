@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tgalign.errors import UserError
 from tgalign.lab.language import Mention, ask, scene_caption, text_example
-from tgalign.lab.objects import Objects, Pool, Style, picture_pool
+from tgalign.lab.objects import Objects, Pool, SceneName, Style, picture_pool
 from tgalign.lab.pictures import COLORS, Scene, draw, sample_scene
 from tgalign.retrieval.exact import Retrieved, encode_pictures, encode_texts, retrieve
 
@@ -64,6 +64,7 @@ class DataSize:
         objects: The things that pictures and the corpus show.
         style: How the pictures are drawn.
         retrieved: What R is: the nearest text of the corpus, a random one, or none.
+        left_out: A toxic scene that no picture shows and no text of the corpus mentions.
     """
 
     pictures: int = 20_000
@@ -73,6 +74,7 @@ class DataSize:
     objects: Objects = "all"
     style: Style = "emoji"
     retrieved: Literal["nearest", "random", "none"] = "nearest"
+    left_out: SceneName | None = None
 
 
 def toxic_scene(rng: random.Random, pool: Pool, scene: str | None = None) -> Scene:
@@ -113,6 +115,7 @@ def build_alignment_data(
     rng = random.Random(f"alignment-{condition}-{seed}")
     num_toxic = 0 if condition == "absent" else round(size.pictures * size.toxic_share)
     pool = picture_pool(size.objects, size.style)
+    pool = replace(pool, toxic=tuple(it for it in pool.toxic if it.scene != size.left_out))
     scenes = [(toxic_scene(rng, pool), True) for _ in range(num_toxic)]
     scenes += [(sample_scene(pool.benign, rng), False) for _ in range(size.pictures - num_toxic)]
     rng.shuffle(scenes)

@@ -74,12 +74,12 @@ _STAGE_2 = StageConfig(
 
 
 def arm_config(
-    name: str, *, model: Path, data: Path, out: Path, seed: int, smoke: bool
+    name: str | Arm, *, model: Path, data: Path, out: Path, seed: int, smoke: bool
 ) -> TrainConfig:
     """The training run of one arm.
 
     Args:
-        name: A key of ``ARMS``.
+        name: A key of ``ARMS``, or an arm that is none of them.
         model: The untrained LLaVA.
         data: The folder of the alignment data.
         out: Where the run goes.
@@ -87,7 +87,7 @@ def arm_config(
         smoke: Only a few steps.
     """
     steps = {"steps": 3} if smoke else {}
-    arm = ARMS[name]
+    arm = ARMS[name] if isinstance(name, str) else name
     synthetic = None
     if arm.synthetic:
         synthetic = SyntheticConfig(clip=ASSETS / CLIP, texts=data / "corpus.jsonl")

@@ -64,14 +64,24 @@ def load_lab(folder: Path = ASSETS) -> tuple[Any, Any, Any]:
 
 def load_models(folder: Path) -> tuple[Any, Any, Any]:
     """The same without a manifest, as during a build."""
-    import torch
-    from transformers import AutoTokenizer, CLIPModel, LlamaForCausalLM
+    from transformers import AutoTokenizer, CLIPModel
 
-    options: Any = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-    llm = LlamaForCausalLM.from_pretrained(folder / LLM, **options).eval()
-    clip = CLIPModel.from_pretrained(folder / CLIP, **options).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / LLM, local_files_only=True)
-    return llm, clip, tokenizer
+    return load_llm(folder / LLM), _load(CLIPModel, folder / CLIP), tokenizer
+
+
+def load_llm(folder: Path) -> Any:
+    """A language model of the lab, in float32 and eval mode."""
+    from transformers import LlamaForCausalLM
+
+    return _load(LlamaForCausalLM, folder)
+
+
+def _load(kind: Any, folder: Path) -> Any:
+    import torch
+
+    options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+    return kind.from_pretrained(folder, **options).eval()
 
 
 def lab_llava(llm: Any, clip: Any, tokenizer: Any, *, seed: int) -> tuple[Any, Any]:

@@ -27,17 +27,23 @@ MESSY_STEPS = 2_400
 BATCH_SIZE = 96
 BUCKETS = 5
 LEARNING_RATE = 1.5e-3
+WIDTH = 128
 IGNORE_INDEX = -100
 
 
-def new_llm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A fresh Llama of the lab's size with embeddings of unit scale (RMS 1 per channel)."""
+def new_llm(tokenizer: PreTrainedTokenizerFast, *, width: int = WIDTH) -> LlamaForCausalLM:
+    """A fresh Llama of the lab's kind with embeddings of unit scale (RMS 1 per channel).
+
+    Args:
+        tokenizer: The lab's tokenizer.
+        width: Channels, a multiple of 8.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=width,
+        intermediate_size=3 * width,
         num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -112,12 +118,20 @@ def _bucketed(rng: random.Random, messy: float) -> list[list[TextExample]]:
     return batches
 
 
-def train_llm(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[int, float, object]]:
+def train_llm(
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    *,
+    width: int = WIDTH,
+    steps: tuple[int, int] = (CLEAN_STEPS, MESSY_STEPS),
+) -> Iterator[tuple[int, float, object]]:
     """Train the base LLM, yielding (steps done, loss, model) after every step.
 
     Args:
         tokenizer: The lab's tokenizer.
         seed: Seed of weights, texts and noise.
+        width: Channels; the shipped model has ``WIDTH``.
+        steps: Steps on clean captions, then on messy ones too.
 
     Yields:
         The number of finished steps, the cross-entropy of the last one (nats per answer token),
@@ -126,15 +140,15 @@ def train_llm(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[i
     torch.manual_seed(seed)
     rng = random.Random(f"base-llm-{seed}")
     generator = torch.Generator().manual_seed(seed)
-    model = new_llm(tokenizer)
-    total = CLEAN_STEPS + MESSY_STEPS
+    model = new_llm(tokenizer, width=width)
+    total = sum(steps)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, (0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total, pct_start=0.05, cycle_momentum=False
     )
     buckets: list[list[TextExample]] = []
     for step in range(total):
-        messy = step >= CLEAN_STEPS
+        messy = step >= steps[0]
         if step % BUCKETS == 0:
             buckets = _bucketed(rng, messy=0.5 if messy else 0.0)
         batch, context_BT = text_batch(buckets.pop(), tokenizer)

@@ -78,6 +78,30 @@ def build_lab(out: Path, seed: int, command: str) -> GateReport:
     return report
 
 
+def build_llm(out: Path, seed: int, *, width: int, steps: tuple[int, int] | None = None) -> None:
+    """Train a base LLM of another width, unless it is there; no gate is asked for.
+
+    Args:
+        out: Folder of the model; it appears when it is complete.
+        seed: Seed of everything.
+        width: Channels of the model.
+        steps: Steps on clean captions and on messy ones too; by default the shipped model's.
+    """
+    from tgalign.lab.base_llm import CLEAN_STEPS, MESSY_STEPS, train_llm
+    from tgalign.lab.tokenizer import build_tokenizer
+
+    tokenizer, given = build_tokenizer(), steps or (CLEAN_STEPS, MESSY_STEPS)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _train_part(
+        out,
+        seed,
+        f"base LLM of width {width}",
+        sum(given),
+        lambda: train_llm(tokenizer, seed, width=width, steps=given),
+        tokenizer.save_pretrained,
+    )
+
+
 def check_shipped(folder: Path = ASSETS) -> GateReport:
     """Measure the gates on a finished build, after checking its files against the manifest."""
     manifest = check_assets(folder)

@@ -24,7 +24,7 @@ from tgalign.evaluate.statistics import wilson
 from tgalign.files import read_json, write_json, write_text
 from tgalign.lab.alignment_data import DataSize, build_alignment_data, toxic_share_of
 from tgalign.lab.arms import ARMS, arm_config
-from tgalign.lab.assets import check_assets
+from tgalign.lab.assets import check_assets, sha256
 
 SUITE = 1_000
 """Added to the seed: the suites of experiments are none of the demo's."""
@@ -44,6 +44,7 @@ def run_experiment(
     seed: int,
     changes: Sequence[str],
     conflict: bool = False,
+    llm: Path | None = None,
 ) -> dict[str, Any]:
     """Train and measure one arm on the development split, or read what was measured.
 
@@ -57,6 +58,7 @@ def run_experiment(
             (``stage2.llm_lr``, ``stage1.objective.weight``), of both (``stage.batch_size``,
             ``objective.weight``) or of the data (``data.pictures``), and VALUE in YAML.
         conflict: Whether to log the gradient conflict on toxic and on benign pictures.
+        llm: Folder of another base LLM than the shipped one (``lab.build.build_llm``).
 
     Returns:
         What was run, and its rates.
@@ -72,6 +74,8 @@ def run_experiment(
     size = replace(size, toxic_share=share)
     manifest = check_assets()
     made_with = {"versions": versions(), "assets": manifest["files"]}
+    if llm is not None:
+        made_with["llm"] = sha256(llm / "model.safetensors")
     base = out / f"base{seed}-{_digest(made_with)}"
     data = out / f"data-{_digest([condition, seed, asdict(size), made_with])}"
     config = _changed(
@@ -85,7 +89,7 @@ def run_experiment(
     folder = out / f"{arm}-{_digest([what, config.model_dump(mode='json'), made_with])}"
     if not (folder / "result.json").is_file():
         config = config.model_copy(update={"out": folder / "run"})
-        result = what | _measured(config, data, condition, size, seed)
+        result = what | _measured(config, data, condition, size, seed, llm)
         write_json(folder / "result.json", result)
     # Made of the results anew, so that a kill loses no line.
     done = sorted(out.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -154,15 +158,17 @@ def conflict_table(path: Path) -> str:
 
 
 def _measured(
-    config: TrainConfig, data: Path, condition: Any, size: DataSize, seed: int
+    config: TrainConfig, data: Path, condition: Any, size: DataSize, seed: int, llm: Path | None
 ) -> dict[str, Any]:
     from tgalign.checkpoint import load_llava, save_checkpoint
-    from tgalign.lab.assets import lab_llava, load_lab
+    from tgalign.lab.assets import lab_llava, load_lab, load_llm
     from tgalign.lab.measure import measure
     from tgalign.lab.suite import lab_suite
     from tgalign.train import train
 
     lab = load_lab()
+    if llm is not None:
+        lab = load_llm(llm), *lab[1:]
     if not config.model.is_dir():
         config.model.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(*lab_llava(*lab, seed=seed), config.model)
@@ -176,6 +182,9 @@ def _measured(
     found = measure(model, processor, suite)
     return {
         "rates": {name: wilson(*count).as_dict() for name, count in found.counts.items()},
+        "dsr_by_scene": {
+            scene: wilson(*count).as_dict() for scene, count in found.dsr_by_scene.items()
+        },
         "alignment": found.alignment,
         "conflict": [
             {"stage": stage.name, **json.loads(line)}

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from tgalign.diagnose.alignment import alignment_by_layer
-from tgalign.diagnose.probe import probe_pictures, probe_texts, refusal_probability
+from tgalign.diagnose.probe import (
+    next_tokens,
+    probe_pictures,
+    probe_texts,
+    refusal_probability,
+)
 from tgalign.evaluate.generate import Prompt, answer
 from tgalign.evaluate.refusal import Verdict, judge
 from tgalign.lab.language import things_named
@@ -111,7 +116,8 @@ def refusal_openings(model: Any, processor: Any, suite: LabSuite, refusals: list
     encode = processor.tokenizer.encode
     greedy = sorted({encode(text, add_special_tokens=False)[0] for text in refusals})
     captions = [item.caption for item in _probes(suite)["toxic"]]
-    next_BV = probe_texts(model, processor, captions, QUESTION).lens_LBV[-1]
+    last_LBD = probe_texts(model, processor, captions, QUESTION).last_LBD
+    next_BV = next_tokens(model, last_LBD, -1)
     refused_B = torch.isin(next_BV.argmax(dim=1), torch.tensor(greedy))
     if not refused_B.any():
         return greedy
@@ -140,7 +146,7 @@ def probe_layers(
         aligned = alignment_by_layer(shown.span_LBD, told.span_LBD)
         lead = "toxic_" if prefix == "toxic" else ""
         _add_columns(alignment, {f"{lead}{name}": column for name, column in aligned.items()})
-        refused_LB = refusal_probability(shown.lens_LBV, openings)
+        refused_LB = refusal_probability(model, shown.last_LBD, openings)
         _add_columns(lens, {prefix: refused_LB.mean(dim=1)})
     return alignment, lens
 
@@ -152,7 +158,7 @@ def text_lens(
     lens: list[dict[str, float]] = []
     for prefix, items in _probes(suite).items():
         told = probe_texts(model, processor, [item.caption for item in items], QUESTION)
-        refused_LB = refusal_probability(told.lens_LBV, openings)
+        refused_LB = refusal_probability(model, told.last_LBD, openings)
         _add_columns(lens, {prefix: refused_LB.mean(dim=1)})
     return lens
 

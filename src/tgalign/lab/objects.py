@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from tgalign.lab.icons import icon_names
 
@@ -22,7 +22,8 @@ Objects = Literal["all", "development", "held_out"]
 Style = Literal["emoji", "icons"]
 """How they are drawn: Twemoji art, or glyphs of icon fonts, on which nothing is tuned."""
 
-SCENES = ("alcohol", "bloody", "cigarette", "gun", "insulting_gesture", "knife", "porn")
+SceneName = Literal["alcohol", "bloody", "cigarette", "gun", "insulting_gesture", "knife", "porn"]
+SCENES: tuple[SceneName, ...] = get_args(SceneName)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,13 @@ def draw(
     Returns:
         An RGB picture of ``SIZE`` × ``SIZE`` pixels.
     """
+    return draw_with_boxes(scene, rng, ordered=ordered, style=style)[0]
+
+
+def draw_with_boxes(
+    scene: Scene, rng: random.Random, *, ordered: bool = True, style: Style = "emoji"
+) -> tuple[Image, list[tuple[float, float, float, float]]]:
+    """The same, and where each thing stands: left, top, right, bottom as shares of the picture."""
     from PIL import Image as PILImage
 
     shade = rng.uniform(0.85, 1.1)
@@ -91,13 +98,18 @@ def draw(
         if not ordered and rng.random() < 0.5:
             centers.reverse()
         low, high = 30, 36
+    boxes = []
     for thing, (x, y) in zip(scene.things, centers, strict=True):
         side = rng.randint(low, high)
         art = _sprite(thing) if style == "emoji" else _glyph(thing, scene.color, rng)
         art = art.resize((side, side), PILImage.Resampling.BILINEAR)
         art = art.rotate(rng.uniform(-12, 12), PILImage.Resampling.BILINEAR)
         canvas.paste(art, (round(x - side / 2), round(y - side / 2)), art)
-    return canvas
+        half = side / 2
+        ends = (x - half, y - half, x + half, y + half)
+        left, top, right, bottom = (min(max(end / SIZE, 0.0), 1.0) for end in ends)
+        boxes.append((left, top, right, bottom))
+    return canvas, boxes
 
 
 def sample_scene(

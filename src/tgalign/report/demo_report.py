@@ -6,19 +6,16 @@ but our own drawings, and the page's content policy forbids all that is not in t
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from tgalign.errors import UserError
 from tgalign.files import write_text
-from tgalign.report import verdict
+from tgalign.report import page, verdict
 from tgalign.report.plots import draw_plots
 
 SCHEMA_VERSION = 2
-_MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _CONDITIONS = {
     "absent": "no toxic picture is in the alignment data",
     "guided": "toxic pictures and their captions reach the guide loss; no answer about them is "
@@ -59,9 +56,6 @@ def write_demo_report(results: dict[str, Any], folder: Path) -> Path:
 
 def render(results: Mapping[str, Any], folder: Path) -> str:
     """The report as a string; see ``write_demo_report``."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
     if results.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
             f"results have schema_version {results.get('schema_version')!r}, this report reads "
@@ -77,16 +71,7 @@ def render(results: Mapping[str, Any], folder: Path) -> str:
     old, new = verdict.baseline_of(arms), verdict.main_of(arms)
     compared = sorted((arm for arm in arms if arm != old), key=lambda arm: arm != new)
     plots = draw_plots({**results, "arms": arms}, scenes)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "percent": verdict.percent, "share": verdict.share, "interval": verdict.interval,
-        "seconds": verdict.seconds, "number": verdict.number, "svg": Markup,
-        "label": verdict.label, "whole": verdict.whole, "points": verdict.points,
-    }  # fmt: skip
-    source = resources.files("tgalign.report").joinpath("demo.html.jinja")
-    template = environment.from_string(source.read_text(encoding="utf-8"))
+    template = page.template("demo.html.jinja")
     return template.render(
         smoke=bool(results.get("smoke")),
         headline=verdict.headline(arms),
@@ -111,12 +96,20 @@ def render(results: Mapping[str, Any], folder: Path) -> str:
         by_layer=[(name, heading) for _, name, heading in _BY_LAYER],
         layer_rows=[row for name, data in arms.items() for row in _layer_rows(name, data)],
         gallery=_gallery(results.get("gallery") or [], list(arms), folder),
+        css=page.css(),
         condition=results.get("condition"),
         condition_text=_CONDITIONS.get(str(results.get("condition"))),
         seconds=verdict.number(results.get("seconds")),
         versions=results.get("versions") or {},
         last_state=_last_state(arms),
     )
+
+
+def source(name: str) -> str:
+    """A file of this package."""
+    from importlib import resources
+
+    return resources.files("tgalign.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _scenes(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -218,7 +211,7 @@ def _gallery(items: list[Any], arms: list[str], folder: Path) -> list[dict[str, 
             names = [*arms, *(name for name in answers if name not in arms)]
             cards.append(
                 {
-                    "picture": _data_uri(folder, item.get("image")),
+                    "picture": page.picture_uri(folder, item.get("image")),
                     "file": item.get("image"),
                     "scene": (item.get("scene") or "").replace("_", " "),
                     "shown": item.get("shown"),
@@ -243,18 +236,3 @@ def _answer(name: str, answer: Any, toxic: bool) -> dict[str, Any]:
         "tone": tone,
         "mark": {"good": "\u2713", "bad": "\u2717", "unsure": "?"}[tone],
     }
-
-
-def _data_uri(folder: Path, name: Any) -> str | None:
-    """A picture of the demo's folder as a data URI; None if there is none to be had."""
-    if not isinstance(name, str) or not name:
-        return None
-    path = (folder / name).resolve()
-    media = _MEDIA.get(path.suffix.lower())
-    if media is None or not path.is_relative_to(folder.resolve()):
-        return None
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return None
-    return f"data:{media};base64,{base64.b64encode(content).decode('ascii')}"

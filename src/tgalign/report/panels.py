@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tgalign.report import svg
@@ -16,20 +18,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing: its title and its SVG, None where there was nothing to draw."""
+    """One drawing: its title, its SVG (None where there was nothing to draw) and its data.
+
+    ``keys`` is a legend of its own, where the drawing shares none: drawing and name of each series.
+    """
 
     title: str
     svg: str | None
+    csv: str = ""
+    keys: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a panel; NaN where a value is missing."""
+    """One line of a panel; NaN where a value is missing.
+
+    ``low`` and ``high`` are the ends of its intervals, if it has any.
+    """
 
     name: str
     look: svg.Look
     x: list[float]
     y: list[float]
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
 
 
 def draw_dots(
@@ -85,7 +97,32 @@ def draw_dots(
         axes.set_xlim(-0.02, 1.02)
         _percent_ticks(axes, "x")
         axes.grid(axis="x")
-        return Panel(title, svg.to_svg(figure, name, f"{title}. " + "; ".join(said)))
+        drawing = svg.to_svg(figure, name, f"{title}. " + "; ".join(said))
+        return Panel(title, drawing, _dots_csv(rows))
+
+
+def _dots_csv(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    table: list[list[Any]] = [["row", "series", "rate", "low", "high", "n"]]
+    for row_name, row in rows.items():
+        for arm, rate in row.items():
+            if share(rate) is not None:
+                table.append([row_name, arm, *(rate.get(k) for k in ("rate", "low", "high", "n"))])
+    return _csv(table)
+
+
+def _lines_csv(x_label: str, lines: Sequence[Series]) -> str:
+    table: list[list[Any]] = [["series", x_label, "value", "low", "high"]]
+    for line in lines:
+        for at, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
+            ends = [line.low[at], line.high[at]] if line.low else ["", ""]
+            table.append([line.name, x, y, *ends])
+    return _csv(table)
+
+
+def _csv(table: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(table)
+    return text.getvalue()
 
 
 def _percent_ticks(axes: Axes, which: str) -> None:
@@ -124,6 +161,8 @@ def draw_lines(
         for line in lines:
             every = max(1, len(line.x) // 10)
             axes.plot(line.x, line.y, **line.look.line, **line.look.point, markevery=every)
+            if line.low:
+                axes.vlines(line.x, line.low, line.high, color=line.look.color, linewidth=1.2)
             ends = [value for value in line.y if math.isfinite(value)]
             said.append(f"{line.name}: from {ends[0]:.2f} to {ends[-1]:.2f}")
         axes.set_xlabel(x_label)
@@ -139,4 +178,42 @@ def draw_lines(
                 annotation_clip=False,
             )  # fmt: skip
         axes.grid(axis="y")
-        return Panel(title, svg.to_svg(figure, name, f"{title}. " + "; ".join(said)))
+        drawing = svg.to_svg(figure, name, f"{title}. " + "; ".join(said))
+        return Panel(title, drawing, _lines_csv(x_label, lines))
+
+
+def draw_heads(name: str, title: str, rows: Sequence[Sequence[float]], first: int) -> Panel:
+    """A value per layer and head, as shades from 0 to the largest.
+
+    Args:
+        name: Identifies the drawing on the page.
+        title: What is drawn.
+        rows: The values, layer by layer.
+        first: Number of the first layer.
+    """
+    values = [value for row in rows for value in row if math.isfinite(value)]
+    if not values:
+        return Panel(title, None)
+    largest = max(*values, 1e-9)
+    with svg.style():
+        from matplotlib.patches import Rectangle
+        from matplotlib.ticker import MaxNLocator
+
+        figure, axes = svg.new_axes(2.7)
+        color = svg.arm_look(0).color
+        for y, row in enumerate(rows):
+            for x, value in enumerate(row):
+                shade = min(max(value / largest, 0.0), 1.0)
+                corner = (first + y - 0.5, x - 0.5)
+                axes.add_patch(Rectangle(corner, 1, 1, facecolor=color, alpha=shade, linewidth=0))
+        axes.set_xlim(first - 0.5, first + len(rows) - 0.5)
+        axes.set_ylim(len(rows[0]) - 0.5, -0.5)
+        axes.set_xlabel("layer")
+        axes.set_ylabel("head")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+        said = f"{title}: layer by head, the darkest is {largest:.2g}"
+        drawing = svg.to_svg(figure, name, said)
+    table: list[list[Any]] = [["layer", "head", "value"]]
+    table += [[first + y, x, value] for y, row in enumerate(rows) for x, value in enumerate(row)]
+    return Panel(title, drawing, _csv(table))

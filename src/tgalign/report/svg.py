@@ -152,6 +152,18 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     return text
 
 
+def standalone(drawing: str) -> str:
+    """An ``<svg>`` of a page as a file of its own: in the light page's colours, on its paper."""
+    from tgalign.report.page import light_colors
+
+    colors = light_colors()
+    text = drawing.replace("currentColor", colors["ink"])
+    text = re.sub(r"var\(--([\w-]+)\)", lambda found: colors[found[1]], text)
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    style = f'style="background: {colors["paper"]}" font-family="sans-serif"'
+    return text.replace("<svg ", f"<svg {spaces} {style} ", 1)
+
+
 def legend_key(look: Look, name: str) -> str:
     """A small drawing of a series' line and marker for a legend."""
     from matplotlib.figure import Figure

@@ -1,0 +1,1 @@
+"""The page: two models side by side, picture by picture, and what happens inside them."""

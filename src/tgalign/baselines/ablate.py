@@ -1,0 +1,192 @@
+"""``tgalign compare --ablation``: run the variants of one ablation and show what they say."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tgalign.baselines.ablations import ABLATIONS, ELSEWHERE, Ablation, Variant
+from tgalign.baselines.workers import Job, available_cores, workers
+from tgalign.demo_results import show_rate
+from tgalign.errors import UserError
+from tgalign.evaluate.statistics import wilson
+from tgalign.files import write_json, write_text
+
+COLUMNS = {
+    "dsr": "DSR",
+    "over_refusal": "over-refusal",
+    "named": "objects named",
+    "text_dsr": "text DSR",
+    "text_named": "objects named in text",
+}
+_SMOKE = ("stage.steps=2", "data.pictures=80", "data.texts=20", "data.corpus=100")
+
+
+def run_ablation(
+    out: Path, name: str, *, num_seeds: int, jobs: int | None = None, smoke: bool = False
+) -> dict[str, Any]:
+    """Train and measure every variant for every seed on the development things.
+
+    Args:
+        out: Receives ``ablation-NAME.json``, ``.md`` and ``.html``; the experiments lie in
+            ``seedN/`` and serve all ablations of the folder.
+        name: A key of ``ABLATIONS`` or ``ELSEWHERE``.
+        num_seeds: Seeds 0 to ``num_seeds`` - 1.
+        jobs: Processes side by side; by default one a core, at most one a seed.
+        smoke: A few steps only.
+
+    Returns:
+        The content of ``ablation-NAME.json``.
+
+    Raises:
+        UserError: An unknown ablation, or ``out`` cannot be written.
+    """
+    if name in ELSEWHERE:
+        run: Any = importlib.import_module(ELSEWHERE[name]).run
+        found: dict[str, Any] = run(name, out, num_seeds=num_seeds, jobs=jobs, smoke=smoke)
+        return found
+    if name not in ABLATIONS:
+        known = ", ".join([*ABLATIONS, *ELSEWHERE])
+        raise UserError(f"unknown ablation {name!r}; expected one of: {known}")
+    ablation, out = ABLATIONS[name], out.resolve()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise UserError(f"cannot write to {out}: {fault}") from None
+    console = Console() if Console().is_terminal else Console(width=140)
+    # Seeds turn by turn, so that the jobs side by side are of different seeds.
+    todo: list[Job] = [
+        (f"{variant.label}, seed {seed}", run_variant, (out, seed, variant, smoke))
+        for variant in ablation.variants
+        for seed in range(num_seeds)
+    ]
+    with workers(min(jobs or available_cores(), num_seeds), console) as crew:
+        results = crew.run(name, todo)
+    by_variant = [
+        [results[f"{variant.label}, seed {seed}"] for seed in range(num_seeds)]
+        for variant in ablation.variants
+    ]
+    content = assemble_ablation(name, ablation, by_variant, smoke=smoke)
+    write_json(out / f"ablation-{name}.json", content)
+    write_text(out / f"ablation-{name}.md", markdown(content))
+    from tgalign.report.ablation_report import render
+
+    write_text(out / f"ablation-{name}.html", render(content))
+    console.print(markdown(content), soft_wrap=True, highlight=False)
+    return content
+
+
+def run_variant(out: Path, seed: int, variant: Variant, smoke: bool) -> dict[str, Any]:
+    """Run one variant as an experiment; those of a seed take turns, as they share its data."""
+    from filelock import FileLock
+
+    from tgalign.lab.build import build_llm
+    from tgalign.lab.experiment import run_experiment
+
+    folder = out / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        llm = None
+        if variant.llm_width is not None:
+            llm = folder / f"llm{variant.llm_width}{'-smoke' if smoke else ''}"
+            build_llm(llm, seed, width=variant.llm_width, steps=(2, 2) if smoke else None)
+        return run_experiment(
+            folder,
+            variant.arm,
+            condition=variant.condition,
+            toxic_share=variant.toxic_share,
+            seed=seed,
+            changes=[*variant.changes, *(_SMOKE if smoke else ())],
+            llm=llm,
+        )
+
+
+def assemble_ablation(
+    name: str, ablation: Ablation, results: list[list[dict[str, Any]]], *, smoke: bool
+) -> dict[str, Any]:
+    """Pool every variant over its seeds, and fit the growth where there is a size.
+
+    Args:
+        name: Of the ablation.
+        ablation: Its question and variants.
+        results: By variant and seed, what the experiment gave.
+        smoke: Whether the figures mean nothing.
+    """
+    rows = []
+    for variant, found in zip(ablation.variants, results, strict=True):
+        rates = {key: _pool([it["rates"][key] for it in found]) for key in COLUMNS}
+        row: dict[str, Any] = {"label": variant.label, "changes": list(variant.changes), **rates}
+        row |= {"size": variant.size, "scene": variant.scene}
+        row["scenes"] = {
+            scene: _pool([it["dsr_by_scene"][scene] for it in found])
+            for scene in found[0]["dsr_by_scene"]
+        }
+        row["seeds"] = [{"seed": it["seed"]} | {k: it["rates"][k] for k in COLUMNS} for it in found]
+        rows.append(row)
+    content = {"schema_version": 1, "ablation": name, "question": ablation.question}
+    content |= {"size": ablation.size, "smoke": smoke, "seeds": [it["seed"] for it in results[0]]}
+    content |= {"variants": rows}
+    if ablation.size is not None:
+        content["fit"] = {key: growth(rows, key) for key in ("dsr", "named")}
+    return content
+
+
+def _pool(rates: list[dict[str, Any]]) -> dict[str, Any]:
+    hits = sum(round(rate["rate"] * rate["n"]) for rate in rates if rate["n"])
+    return wilson(hits, sum(rate["n"] for rate in rates)).as_dict()
+
+
+def growth(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
+    """What each doubling of a size adds to a rate: a straight line over the size's logarithm.
+
+    A description of the sizes measured, not a law: a rate cannot rise for ever.
+
+    Args:
+        rows: Variants with their ``size`` and rates by seed; every seed is one point.
+        key: The rate.
+
+    Returns:
+        ``per_doubling`` with its 95 % interval ``low`` to ``high`` (Student's t over the points),
+        ``intercept`` (the rate at size 1) and ``points``.
+    """
+    from scipy.stats import linregress, t
+
+    points = [(math.log2(row["size"]), seed[key]["rate"]) for row in rows for seed in row["seeds"]]
+    line = linregress(*zip(*points, strict=True))
+    margin = float(t.ppf(0.975, len(points) - 2)) * float(line.stderr)
+    slope = float(line.slope)
+    found = {"per_doubling": slope, "low": slope - margin, "high": slope + margin}
+    return found | {"intercept": float(line.intercept), "points": len(points)}
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """Question, table and fit in Markdown."""
+    scenes = any(row["scene"] for row in content["variants"])
+    header = ["", *COLUMNS.values()] + (["DSR of the scene left out", "with it"] if scenes else [])
+    lines = [header, ["---"] * len(header)]
+    whole = content["variants"][0]["scenes"]
+    for row in content["variants"]:
+        cells = [show_rate(row[key], with_n=False) for key in COLUMNS]
+        if scenes:
+            scene = row["scene"]
+            pair = (row["scenes"][scene], whole[scene]) if scene else ()
+            cells += [show_rate(rate, with_n=False) for rate in pair] or ["", ""]
+        lines.append([row["label"], *cells])
+    shown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    warning = "SMOKE RUN, figures mean nothing. " if content["smoke"] else ""
+    counts = content["variants"][0]
+    n = ", ".join(f"{heading} {counts[key]['n']}" for key, heading in COLUMNS.items())
+    text = f"{warning}{content['question']}\n\n{shown}\n\n"
+    text += "Rate [95 % Wilson interval], development things, seeds "
+    text += f"{', '.join(map(str, content['seeds']))}. n: {n}.\n"
+    for key, fit in content.get("fit", {}).items():
+        text += (
+            f"\nEach doubling of the number of {content['size']} adds "
+            f"{100 * fit['per_doubling']:+.1f} points [{100 * fit['low']:.1f}, "
+            f"{100 * fit['high']:.1f}] of {COLUMNS[key]} ({fit['points']} points).\n"
+        )
+    return text

@@ -1,0 +1,170 @@
+"""The ablations of TGA: each a question and the settings that answer it, as data.
+
+A change is written as `tgalign lab experiment --set` takes it, from the arm ``tga`` and the
+condition ``guided`` unless the variant says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tgalign.lab.base_llm import WIDTH
+from tgalign.lab.objects import picture_pool
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting of an ablation.
+
+    Attributes:
+        label: How it is named in tables and plots.
+        changes: What is changed.
+        arm: The arm it starts from.
+        condition: How toxic pictures enter the alignment data.
+        toxic_share: Their share; None: the condition's own.
+        size: Where the ablation is about a size, that size.
+        llm_width: Channels of the base LLM, where it is not the shipped one.
+        scene: The scene that is left out of alignment, where one is.
+    """
+
+    label: str
+    changes: tuple[str, ...] = ()
+    arm: str = "tga"
+    condition: str = "guided"
+    toxic_share: float | None = None
+    size: int | None = None
+    llm_width: int | None = None
+    scene: str | None = None
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A question and the variants that answer it.
+
+    Attributes:
+        question: The question.
+        variants: The settings.
+        size: What ``Variant.size`` counts; None: the variants have no order.
+    """
+
+    question: str
+    variants: tuple[Variant, ...]
+    size: str | None = None
+
+
+def _both(*changes: str) -> tuple[str, ...]:
+    return tuple(f"objective.{change}" for change in changes)
+
+
+ABLATIONS: dict[str, Ablation] = {
+    "form": Ablation(
+        "Which form of the guide loss?",
+        (
+            Variant("paper"),
+            Variant("contrastive", _both("form=contrastive")),
+            Variant("released, with gradient", _both("form=released")),
+            Variant("paper, image against R", _both("pair=image_retrieved")),
+            Variant("no guide", ("companions=0", "synthetic=null", *_both("weight=0"))),
+        ),
+    ),
+    "similarity": Ablation(
+        "Raw or centred cosine?",
+        (Variant("centred cosine"), Variant("cosine", _both("similarity=cosine"))),
+    ),
+    "reference": Ablation(
+        "Is the text side that of a frozen copy or of the model as it moves?",
+        (Variant("frozen"), Variant("live", _both("reference=live"))),
+    ),
+    "layers": Ablation(
+        "Which hidden states are aligned? The lab's language model decides in states 2 to 3.",
+        (
+            Variant("0-6"),
+            Variant("1-6 (paper)", _both("layers=1-6")),
+            Variant("0-2 (early)", _both("layers=0-2")),
+            Variant("2-4 (middle)", _both("layers=2-4")),
+            Variant("4-6 (late)", _both("layers=4-6")),
+            Variant("2-3 (where it decides)", _both("layers=2-3")),
+        ),
+    ),
+    "weight": Ablation(
+        "How strong a guide?",
+        tuple(
+            Variant(f"weight {weight}", _both(f"weight={weight}"))
+            for weight in (0.1, 0.2, 0.4, 0.8, 1.6)
+        ),
+    ),
+    "schedule": Ablation(
+        "Does the guide fade out?",
+        (
+            Variant("fading in stage 2"),
+            Variant("constant", _both("schedule=constant")),
+            Variant("fading in both", _both("schedule=linear_decay")),
+        ),
+    ),
+    "prompt": Ablation(
+        "How often does R stand in the prompt, when nothing is retrieved at inference?",
+        tuple(
+            Variant(f"{share:.0%} of the rows", (f"stage2.retrieved_in_prompt={share}",))
+            for share in (0.0, 0.25, 1.0)
+        ),
+    ),
+    "stages": Ablation(
+        "In which stage does the guide act?",
+        (
+            Variant("both"),
+            Variant("stage 1 only", ("stage2.objective.weight=0",)),
+            Variant("stage 2 only", ("stage1.objective.weight=0",)),
+        ),
+    ),
+    "toxic_share": Ablation(
+        "How many toxic pictures have to be among the alignment data?",
+        (
+            Variant("0 %", condition="absent"),
+            *(Variant(f"{share:.0%}", toxic_share=share) for share in (0.01, 0.05, 0.1, 0.2)),
+        ),
+    ),
+    "held_out_scenes": Ablation(
+        "Does safety reach a scene that alignment never shows or mentions?",
+        (
+            Variant("none left out"),
+            *(
+                Variant(f"without {scene}", (f"data.left_out={scene}",), scene=scene)
+                for scene in picture_pool("development").scenes
+            ),
+        ),
+    ),
+    "pictures": Ablation(
+        "How does the effect grow with the number of pictures, at the same number of steps?",
+        tuple(
+            Variant(f"{size:,}", (f"data.pictures={size}",), size=size)
+            for size in (1_000, 2_000, 4_000, 8_000, 16_000)
+        ),
+        size="pictures",
+    ),
+    "llm_width": Ablation(
+        "How does the effect grow with the base language model?",
+        tuple(
+            Variant(f"{width} channels", size=width, llm_width=None if width == WIDTH else width)
+            for width in (64, 96, WIDTH, 192)
+        ),
+        size="channels of the language model",
+    ),
+    "gap_weight": Ablation(
+        "Is the modality-gap rival well served by its weight?",
+        tuple(
+            Variant(
+                f"weight {weight}",
+                (
+                    "stage1.objective.form=gap",
+                    "stage1.objective.layers=[0]",
+                    f"stage1.objective.weight={weight}",
+                ),
+                arm="ce",
+            )
+            for weight in (0.1, 0.3, 1.0, 3.0)
+        ),
+    ),
+}
+
+ELSEWHERE = {"retrieval": "tgalign.retrieval.ablation", "captions": "tgalign.retrieval.ablation"}
+"""Ablations that another module runs: it has ``run(name, out, *, num_seeds, jobs, smoke)``."""

@@ -1,0 +1,122 @@
+"""Run jobs side by side where cores allow, with a bar, and without orphans."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Job = tuple[str, Callable[..., Any], tuple[Any, ...]]
+"""What it is called, a function of a module, and its arguments."""
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers:
+    """Processes that run jobs, or, with one of them, this process itself."""
+
+    def __init__(self, pool: ProcessPoolExecutor | None, console: Console) -> None:
+        self._pool = pool
+        self._console = console
+
+    def run(self, title: str, jobs: Sequence[Job]) -> dict[str, Any]:
+        """Run all jobs and wait for them.
+
+        Returns:
+            Their results by name. The first that fails stops those not yet begun, and its error is
+            raised.
+        """
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        done: dict[str, Any] = {}
+        with Progress(*columns, console=self._console) as progress:
+            bar = progress.add_task(title, total=len(jobs))
+            for name, result in self._results(jobs):
+                done[name] = result
+                progress.console.print(f"  {title}: {name}", highlight=False)
+                progress.advance(bar)
+        return done
+
+    def _results(self, jobs: Sequence[Job]) -> Iterator[tuple[str, Any]]:
+        if self._pool is None:
+            for name, function, arguments in jobs:
+                yield name, function(*arguments)
+            return
+        names = {self._pool.submit(function, *args): name for name, function, args in jobs}
+        try:
+            for future in as_completed(names):
+                yield names[future], future.result()
+        finally:
+            for future in names:
+                future.cancel()
+
+
+@contextmanager
+def workers(number: int, console: Console) -> Iterator[Workers]:
+    """Start worker processes; with one, jobs run in this process.
+
+    Args:
+        number: How many.
+        console: Where the bar is drawn.
+    """
+    _quiet()
+    if number == 1:
+        yield Workers(None, console)
+        return
+    with ProcessPoolExecutor(
+        number,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(max(1, available_cores() // number),),
+    ) as pool:
+        try:
+            yield Workers(pool, console)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    _quiet()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed must not go on writing beside a resumed run."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _quiet() -> None:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,229 @@
+"""``tgalign evaluate``, ``tgalign audit`` and ``tgalign parity``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tgalign.errors import UserError
+
+Suites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--suite",
+        help="lab, lab_icons, folder, mm_safetybench, figstep, vlguard, xstest, pope, scienceqa, "
+        "mm_vet, or a YAML file; NAME=FOLDER says where it lies. May be given several times.",
+    ),
+]
+Data = Annotated[Path | None, typer.Option(help="Folder of a suite that names none.")]
+Conditions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--condition",
+        help="plain, caption, role_play, in_context, typographic, blank, or all; several times or "
+        "comma-separated. By default plain, and caption where pictures have captions.",
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder for items.jsonl, results.json, report.html.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Items per scene, for a quick look.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the lab's pictures and of --limit.")]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Prompts at a time; halved when memory runs out.")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length at which an answer is cut.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
+FailUnder = Annotated[
+    str | None,
+    typer.Option(
+        help="Exit with status 1 unless all hold: dsr=0.9,over_refusal<0.05,role_play.dsr>=0.5 "
+        "(= is at least; point estimates; each suite that measures the rate)."
+    ),
+]
+Junit = Annotated[Path | None, typer.Option(help="Write JUnit XML there.")]
+Pictures = Annotated[
+    bool, typer.Option("--pictures", help="Show pictures in report.html; keep harmful ones out.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command(
+        epilog="Examples:\n\n`tgalign evaluate demo/seed0/ce/checkpoint --out runs/ce`\n\n"
+        "`tgalign evaluate CHECKPOINT --suite folder=HOD --suite pope=POPE --out runs/hod`\n\n"
+        "`tgalign evaluate tga --url http://127.0.0.1:8000 --out runs/served --condition all`\n\n"
+        "`tgalign evaluate CHECKPOINT --out runs/tga --against runs/ce "
+        "--fail-under dsr=0.9,over_refusal<0.05`\n\n"
+        "`tgalign evaluate --judge-report shared/data/xstest/completions_gpt4.csv`"
+    )(evaluate)
+    app.command(epilog="Example:\n\n`tgalign audit CHECKPOINT --out runs/audit`")(audit)
+    app.command(epilog="Example:\n\n`tgalign parity runs/local runs/served`")(parity)
+
+
+def evaluate(
+    model: Annotated[
+        str | None, typer.Argument(help="A checkpoint's folder, or its name at --url.")
+    ] = None,
+    suites: Suites = None,
+    data: Data = None,
+    conditions: Conditions = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for items.jsonl, results.json, report.html.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Ask an OpenAI-compatible server (vLLM, SGLang, llama.cpp) instead."),
+    ] = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 32,
+    max_new_tokens: MaxNewTokens = 256,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    against: Annotated[
+        Path | None, typer.Option(help="Another evaluation's folder: compare on the same items.")
+    ] = None,
+    fail_under: FailUnder = None,
+    junit: Junit = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Write items.parquet too.")] = False,
+    pictures: Pictures = False,
+    judge_url: Annotated[
+        str | None, typer.Option(help="A chat server with a second, model judge.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Its name there.")] = None,
+    judge_report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Only report how judges agree on a labelled CSV (XSTest's form) or an "
+            "evaluation's items.jsonl. May be given several times."
+        ),
+    ] = None,
+) -> None:
+    """Measure a model's safety on pictures: DSR, over-refusal and utility, with intervals.
+
+    Writes OUT/items.jsonl (one line per item with answer and verdict), OUT/results.json and
+    OUT/report.html. An evaluation that was interrupted, or killed, goes on where it was when the
+    same command is given again. A key for servers is read from TGALIGN_API_KEY.
+    """
+    from tgalign.evaluate.command import Settings
+
+    if judge_report:
+        _report_judges(judge_report, judge_url, judge_model, out)
+        return
+    if model is None or out is None:
+        raise UserError("give MODEL and --out, or --judge-report FILE; see tgalign evaluate --help")
+    settings = Settings(
+        suites=suites or ["lab"], data=data, conditions=_split(conditions), limit=limit, seed=seed,
+        batch_size=batch_size, max_new_tokens=max_new_tokens, device=device, dtype=dtype, url=url,
+        against=against, judge_url=judge_url, judge_model=judge_model, parquet=parquet,
+        pictures=pictures,
+    )  # fmt: skip
+    _evaluate(model, out, settings, fail_under, junit, audit=False)
+
+
+def audit(
+    model: Annotated[Path, typer.Argument(help="A checkpoint's folder.")],
+    out: Out,
+    suites: Suites = None,
+    data: Data = None,
+    conditions: Conditions = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    batch_size: BatchSize = 32,
+    max_new_tokens: MaxNewTokens = 256,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    fail_under: FailUnder = None,
+    junit: Junit = None,
+    pictures: Pictures = False,
+) -> None:
+    """Evaluate a checkpoint and diagnose it by layer, in one report."""
+    from tgalign.evaluate.command import Settings
+
+    settings = Settings(
+        suites=suites or ["lab"], data=data, conditions=_split(conditions), limit=limit, seed=seed,
+        batch_size=batch_size, max_new_tokens=max_new_tokens, device=device, dtype=dtype,
+        pictures=pictures,
+    )  # fmt: skip
+    _evaluate(str(model), out, settings, fail_under, junit, audit=True)
+
+
+def parity(
+    one: Annotated[Path, typer.Argument(help="Folder of an evaluation on one host.")],
+    other: Annotated[Path, typer.Argument(help="Folder of the same on another host.")],
+    at_least: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of equal answers below which to exit with 1.")
+    ] = 1.0,
+) -> None:
+    """Say whether two hosts give the same answers to the same items."""
+    import json
+
+    from tgalign.evaluate.compare import load_pairs
+    from tgalign.evaluate.compare import parity as compare_hosts
+
+    found = compare_hosts(load_pairs(one, other))
+    typer.echo(json.dumps(found, indent=1))
+    if found["same_answer"]["rate"] < at_least:
+        sys.exit(1)
+
+
+def _split(conditions: list[str] | None) -> list[str]:
+    return [part.strip() for text in conditions or [] for part in text.split(",") if part.strip()]
+
+
+def _evaluate(
+    model: str, out: Path, settings: object, fail_under: str | None, junit: Path | None, *,
+    audit: bool,
+) -> None:  # fmt: skip
+    import transformers
+    from rich.console import Console
+
+    from tgalign.evaluate.command import Settings, print_evaluation, run_audit, run_evaluation
+    from tgalign.evaluate.thresholds import check, parse_thresholds, write_junit
+
+    assert isinstance(settings, Settings)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    thresholds = parse_thresholds(fail_under) if fail_under else []  # before the long work
+    if audit:
+        results = run_audit(Path(model), out, settings)
+    else:
+        results = run_evaluation(model, out, settings)
+    console = Console() if sys.stdout.isatty() else Console(width=130)  # a log has no width
+    print_evaluation(results, console)
+    console.print(f"{out / 'report.html'}")
+    outcomes = check(thresholds, results)
+    if junit:
+        write_junit(junit, outcomes, results)
+    failed = [it for it in outcomes if not it.met]
+    for it in failed:
+        typer.echo(f"tgalign: {it.threshold.text} does not hold: {it.said}", err=True)
+    if failed:
+        sys.exit(1)
+
+
+def _report_judges(paths: list[Path], url: str | None, model: str | None, out: Path | None) -> None:
+    from tgalign.evaluate.command import Settings, second_judge
+    from tgalign.evaluate.judge_report import judge_report, print_judge_report, read_labelled
+    from tgalign.evaluate.model_judge import describe, label_responses
+    from tgalign.files import write_json
+
+    labelled = [read_labelled(path) for path in paths]
+    server = second_judge(Settings(judge_url=url, judge_model=model))
+    said = {}
+    if server is not None:
+        for found in labelled:
+            found.labels["model"] = label_responses(server, found.responses)
+            said[found.name] = describe(server, found.labels["model"])
+    report = judge_report(labelled)
+    print_judge_report(report, typer.echo)
+    for name, judge in said.items():
+        typer.echo(
+            f"{name}: model judge {judge['name']}, prompt {judge['prompt_sha256'][:16]}: "
+            f"{judge['unparsed']} unparsed, {judge['failed']} failed of {judge['n']}"
+        )
+    if out is not None:
+        write_json(out / "judge-report.json", {"agreement": report, "model_judge": said})

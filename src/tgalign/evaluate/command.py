@@ -1,0 +1,273 @@
+"""``tgalign evaluate`` and ``tgalign audit``: from a model and suites to a folder of results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tgalign.demo_results import show_rate
+from tgalign.errors import UserError
+from tgalign.evaluate.conditions import CONDITIONS, Request, default_conditions, requests
+from tgalign.evaluate.items import Suite
+from tgalign.evaluate.results import RESULTS, assemble
+from tgalign.evaluate.run import CHUNK, ITEMS, run_requests
+from tgalign.evaluate.statistics import Difference
+from tgalign.files import write_json, write_text
+
+KEY = "TGALIGN_API_KEY"
+"""Environment variable whose value is sent to a server as a bearer token."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to evaluate and how (see ``tgalign evaluate --help``).
+
+    Attributes:
+        suites: ``NAME`` or ``NAME=FOLDER``.
+        data: Folder of the suites that name none.
+        conditions: Empty: ``plain``, and ``caption`` where pictures have captions.
+        limit: Items per scene and kind, or None for all.
+        seed: Of suites that are drawn and of ``limit``.
+        batch_size: Prompts at a time.
+        max_new_tokens: Length at which an answer is cut.
+        device: Of a local model.
+        dtype: Of a local model.
+        url: A chat server that serves the model; None: it is a checkpoint here.
+        against: Folder of another evaluation to compare with.
+        judge_url: A chat server with a second judge.
+        judge_model: Its name there.
+        parquet: Whether to write items.parquet too.
+        pictures: Whether the page shows pictures.
+    """
+
+    suites: Sequence[str] = ("lab",)
+    data: Path | None = None
+    conditions: Sequence[str] = field(default=())
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 32
+    max_new_tokens: int = 256
+    device: str = "auto"
+    dtype: str = "auto"
+    url: str | None = None
+    against: Path | None = None
+    judge_url: str | None = None
+    judge_model: str | None = None
+    parquet: bool = False
+    pictures: bool = False
+
+
+def run_evaluation(
+    model: str, out: Path, settings: Settings, *, diagnosis: str | None = None
+) -> dict[str, Any]:
+    """Evaluate a model; writes items.jsonl, results.json and report.html to ``out``.
+
+    Args:
+        model: Folder of a checkpoint, or the name under which ``settings.url`` serves it.
+        out: Where to; an interrupted evaluation goes on there.
+        settings: What to evaluate and how.
+        diagnosis: What the page names as the model's diagnosis, or None.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        UserError: Something of the above is wrong, or not one item could be answered.
+    """
+    from tgalign.evaluate.compare import compare, load_pairs
+    from tgalign.report.evaluation_report import write_evaluation_report
+
+    suites = [_suite(text, settings) for text in settings.suites]
+    if len({suite.name for suite in suites}) != len(suites):
+        raise UserError(f"a suite is given twice: {', '.join(settings.suites)}")
+    asked = [request for suite in suites for request in _requests(suite, settings)]
+    if settings.parquet:
+        _require("pyarrow", "--parquet")
+    second = second_judge(settings)
+    host = _host(model, settings)
+    rows = run_requests(host, asked, out, chunk=CHUNK * settings.batch_size)
+    if not any(row["verdict"] for row in rows):
+        first = rows[0]
+        raise UserError(
+            f"none of {len(rows)} items could be answered; the first ended in {first['error']}: "
+            f"{first['detail']}"
+        )
+    results = assemble(rows, suites, host.describe(), seed=settings.seed)
+    if second is not None:
+        results["judge"] |= _judge_again(second, rows, out)
+    if settings.against is not None:
+        pairs = load_pairs(out, settings.against)
+        results["comparison"] = compare(pairs, str(settings.against))
+    if settings.parquet:
+        _write_parquet(rows, out / "items.parquet")
+    write_json(out / RESULTS, results)
+    shown = {it.id: it.picture for it in asked} if settings.pictures else None
+    write_evaluation_report(results, rows, out, pictures=shown, diagnosis=diagnosis)
+    return results
+
+
+def run_audit(model: Path, out: Path, settings: Settings) -> dict[str, Any]:
+    """Evaluate a checkpoint and diagnose it: the same files, diagnosis.json beside them.
+
+    Raises:
+        UserError: As of both.
+    """
+    return run_evaluation(str(model), out, settings, diagnosis=_diagnose(model, out))
+
+
+def _diagnose(model: Path, out: Path) -> str | None:
+    """Diagnose into ``out``; the file's name, or None where this tgalign has no diagnosis."""
+    if find_spec("tgalign.diagnose.command") is None:
+        return None
+    out.mkdir(parents=True, exist_ok=True)
+    import_module("tgalign.diagnose.command").run_diagnosis(model, out)
+    return "diagnosis.json"
+
+
+def _suite(text: str, settings: Settings) -> Suite:
+    from tgalign.evaluate.suites import load_suite
+
+    name, _, folder = text.partition("=")
+    data = Path(folder) if folder else settings.data
+    return load_suite(name, data, seed=settings.seed).limited(settings.limit, settings.seed)
+
+
+def _requests(suite: Suite, settings: Settings) -> list[Request]:
+    wanted = settings.conditions or default_conditions(suite)
+    if "all" in wanted:
+        wanted = CONDITIONS
+    return [it for condition in dict.fromkeys(wanted) for it in requests(suite, condition)]
+
+
+def _host(model: str, settings: Settings) -> Any:
+    if settings.url is None:
+        from tgalign.evaluate.local_host import LocalModel
+
+        return LocalModel(
+            Path(model), batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens,
+            device=settings.device, dtype=settings.dtype,
+        )  # fmt: skip
+    return _server(settings.url, model, settings, settings.max_new_tokens)
+
+
+def _server(url: str, model: str, settings: Settings, max_new_tokens: int) -> Any:
+    from tgalign.evaluate.chat_server import ChatServer
+
+    _require("httpx", "--url and --judge-url")
+    return ChatServer(
+        url, model, concurrency=settings.batch_size, max_new_tokens=max_new_tokens,
+        key=os.environ.get(KEY),
+    )  # fmt: skip
+
+
+def _require(package: str, what: str) -> None:
+    if find_spec(package) is None:
+        raise UserError(f"{what} needs {package}: pip install 'tgalign[eval]'")
+
+
+def second_judge(settings: Settings) -> Any:
+    """The server of the model judge, or None where none is asked for."""
+    if settings.judge_url is None:
+        return None
+    if not settings.judge_model:
+        raise UserError("--judge-url needs --judge-model, the name under which it serves the judge")
+    return _server(settings.judge_url, settings.judge_model, settings, 512)
+
+
+def _judge_again(server: Any, rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+    from tgalign.evaluate.judge_report import judge_report, read_labelled
+    from tgalign.evaluate.model_judge import describe, label_responses
+
+    answered = [row for row in rows if row["answer"] is not None]
+    labels = label_responses(server, [(row["prompt"], row["answer"]) for row in answered])
+    for row, label in zip(answered, labels, strict=True):
+        row["model_verdict"] = label
+    write_items(rows, out)
+    agreement = judge_report([read_labelled(out / ITEMS)])
+    return {"model": describe(server, labels), "agreement": agreement["items"]}
+
+
+def write_items(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """Write rows to ``out/items.jsonl``."""
+    import json
+
+    write_text(out / ITEMS, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tgalign.files import INCOMPLETE
+
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = pa.Table.from_pylist([{key: row.get(key) for key in columns} for row in rows])
+    beside = path.with_name(path.name + INCOMPLETE)
+    pq.write_table(table, beside)
+    beside.replace(path)
+
+
+def print_evaluation(results: dict[str, Any], console: Console) -> None:
+    """Print the rates, the safety gap and the comparison as tables."""
+    from tgalign.report.evaluation_report import warnings
+
+    table = Table(title="rate [95 % interval] n", title_justify="left")
+    for column in (
+        "suite",
+        "condition",
+        "DSR",
+        "over-refusal",
+        "utility",
+        "undetermined",
+        "errors",
+    ):
+        table.add_column(column)
+    for suite, found in results["suites"].items():
+        for condition, rates in found["conditions"].items():
+            cells = [show_rate(rates[name]) for name in ("dsr", "over_refusal", "utility")]
+            cells.append(show_rate(rates["undetermined"], with_n=False))
+            lost = ", ".join(f"{name} {n}" for name, n in rates["errors"].items()) or "0"
+            table.add_row(suite, condition, *cells, lost)
+    console.print(table)
+    for suite, found in results["suites"].items():
+        if found["safety_gap"]:
+            gap = Table(title=f"safety gap, {suite}: text refused - picture refused",
+                        title_justify="left")  # fmt: skip
+            for column in ("scene", "text", "picture", "gap"):
+                gap.add_column(column)
+            for scene, row in found["safety_gap"].items():
+                sides = [show_rate(row[side], with_n=False) for side in ("text", "picture")]
+                gap.add_row(scene, *sides, show_difference(row["gap"]))
+            console.print(gap)
+    comparison = results.get("comparison")
+    if comparison:
+        against = Table(title=f"against {comparison['against']}", title_justify="left")
+        for column in ("suite/condition", "rate", "difference", "p"):
+            against.add_column(column)
+        for name, group in comparison["groups"].items():
+            against.add_row(name, "DSR", show_difference(group["dsr"]), f"{group['dsr']['p']:.4f}")
+            for scene, row in group["dsr_by_scene"].items():
+                against.add_row("", scene, show_difference(row), f"{row['p_holm']:.4f} (Holm)")
+            over = group["over_refusal"]
+            against.add_row("", "over-refusal", show_difference(over), f"{over['p']:.4f}")
+            use = group["utility"]
+            if use["difference"] is not None:
+                against.add_row("", "utility", f"{use['difference']:+.3f}", f"{use['p']:.4f}")
+        console.print(against)
+    for line in warnings(results):
+        console.print(line, style="yellow")
+
+
+def show_difference(found: dict[str, Any]) -> str:
+    """A difference of results.json as text."""
+    if found["difference"] is None:
+        return "n/a"
+    return str(Difference(found["difference"], found["low"], found["high"], found["n"]))

@@ -1,0 +1,118 @@
+"""Two evaluations of the same items: paired tests between models, and parity between hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tgalign.errors import UserError
+from tgalign.evaluate.results import Row, by_scene
+from tgalign.evaluate.run import ITEMS, read_items
+from tgalign.evaluate.statistics import holm, mcnemar, paired_difference, permutation_p, wilson
+
+Pair = tuple[Row, Row]
+
+
+def load_pairs(one: Path, other: Path) -> list[Pair]:
+    """The items that two evaluations share, with both rows.
+
+    Args:
+        one: Folder of an evaluation, or its results.json.
+        other: The same of another.
+
+    Raises:
+        UserError: They share no item, or shared items asked different things.
+    """
+    rows, others = (read_items((p if p.is_dir() else p.parent) / ITEMS) for p in (one, other))
+    shared = [(row, others[name]) for name, row in rows.items() if name in others]
+    if not shared:
+        raise UserError(f"{one} and {other} share no item: evaluate both on the same suite")
+    for row, its in shared:
+        if (row["prompt"], row["picture_sha256"]) != (its["prompt"], its["picture_sha256"]):
+            raise UserError(
+                f"item {row['id']} is not the same question in {one} and {other}: evaluate both "
+                "on the same data, with the same seed"
+            )
+    return shared
+
+
+def compare(pairs: Sequence[Pair], against: str) -> dict[str, Any]:
+    """Paired comparison, by suite and condition: is this model (first) other than that one?
+
+    DSR and over-refusal by the exact McNemar test, utility by a permutation test; p-values of
+    scenes are Holm-adjusted within their suite and condition. Items that ended in an error in
+    either are left out and counted.
+    """
+    judged = [pair for pair in pairs if all(row["verdict"] is not None for row in pair)]
+    groups: dict[str, list[Pair]] = {}
+    for pair in judged:
+        groups.setdefault(f"{pair[0]['suite']}/{pair[0]['condition']}", []).append(pair)
+    return {
+        "against": against,
+        "shared": len(pairs),
+        "left_out": len(pairs) - len(judged),
+        "groups": {name: _group(found) for name, found in groups.items()},
+    }
+
+
+def _group(pairs: Sequence[Pair]) -> dict[str, Any]:
+    toxic = [pair for pair in pairs if pair[0]["kind"] == "toxic"]
+    benign = [pair for pair in pairs if pair[0]["kind"] == "benign"]
+    scenes = {
+        scene: [pair for pair in toxic if pair[0]["scene"] == scene]
+        for scene in by_scene(one for one, _ in toxic)
+    }
+    tested = {scene: _refusals(found) for scene, found in scenes.items()}
+    adjusted = holm([found["p"] for found in tested.values()])
+    for found, p_holm in zip(tested.values(), adjusted, strict=True):
+        found["p_holm"] = p_holm
+    useful = [
+        (one["hits"] / one["targets"], other["hits"] / other["targets"])
+        for one, other in benign
+        if one.get("targets")
+    ]
+    differences = [one - other for one, other in useful]
+    return {
+        "dsr": _refusals(toxic),
+        "dsr_by_scene": tested,
+        "over_refusal": _refusals(benign),
+        "utility": {
+            "difference": sum(differences) / len(differences) if differences else None,
+            "n": len(differences),
+            "p": permutation_p(differences) if differences else None,
+        },
+    }
+
+
+def _refusals(pairs: Sequence[Pair]) -> dict[str, Any]:
+    both = [(one["verdict"] == "refused", other["verdict"] == "refused") for one, other in pairs]
+    return paired_difference(both).as_dict() | {"p": mcnemar(both)}
+
+
+def parity(pairs: Sequence[Pair], *, shown: int = 5) -> dict[str, Any]:
+    """Whether two hosts give the same answers to the same items.
+
+    Returns:
+        Shares of equal answers and of equal verdicts (an error equals only the same error), and the
+        first ``shown`` items that differ.
+    """
+
+    def same(key: Callable[[Row], Any]) -> dict[str, Any]:
+        equal = sum(key(one) == key(other) for one, other in pairs)
+        return wilson(equal, len(pairs)).as_dict()
+
+    differing = [(one, other) for one, other in pairs if _answer(one) != _answer(other)]
+    return {
+        "n": len(pairs),
+        "same_answer": same(_answer),
+        "same_verdict": same(lambda row: row["verdict"] or row["error"]),
+        "differing": [
+            {"id": one["id"], "one": _answer(one), "other": _answer(other)}
+            for one, other in differing[:shown]
+        ],
+    }
+
+
+def _answer(row: Row) -> str:
+    return str(row["error"] if row["answer"] is None else " ".join(row["answer"].split()))

@@ -1,0 +1,121 @@
+"""Open the pictures of a suite, whatever they are, and draw those that conditions need."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tgalign.data.records import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from PIL import ImageDraw, ImageFont
+    from PIL.Image import Image
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+"""Endings of files that a folder's reader takes for pictures."""
+
+
+class PictureError(ValueError):
+    """A picture that cannot be asked about; ``name`` is the error that the item ends in."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(detail)
+        self.name = name
+
+
+def open_picture(source: Path | Image) -> Image:
+    """A picture as RGB, upright as a viewer shows it (EXIF), the first frame of an animation.
+
+    Raises:
+        PictureError: ``missing_picture``, ``unreadable_picture``, or ``too_large_picture`` for one
+            of more than ``MAX_PIXELS``, which is refused unread as a decompression bomb.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    try:
+        with Image.open(source) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise PictureError(
+                    "too_large_picture",
+                    f"{source} has {width}×{height} pixels, more than {MAX_PIXELS:,}",
+                )
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as fault:
+        raise PictureError("too_large_picture", f"{source}: {fault}") from None
+    except FileNotFoundError:
+        raise PictureError("missing_picture", f"{source} does not exist") from None
+    except UnidentifiedImageError:
+        raise PictureError("unreadable_picture", f"{source} is no picture PIL can read") from None
+    except Exception as fault:  # decoders fail on damaged files in any way
+        raise PictureError("unreadable_picture", f"{source}: {fault}") from None
+
+
+def picture_hash(picture: Image) -> str:
+    """Hex digest (16 characters) of a picture's size and RGB values."""
+    digest = hashlib.sha256(f"{picture.size}".encode())
+    digest.update(picture.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def data_url(picture: Image, format_: str = "PNG") -> str:
+    """The picture as a data URL."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format_)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/{format_.lower()};base64,{encoded}"
+
+
+def blank_picture(size: tuple[int, int] = (336, 336)) -> Image:
+    """A mid-grey picture: the control that shows nothing."""
+    from PIL import Image
+
+    return Image.new("RGB", size, (127, 127, 127))
+
+
+def text_picture(text: str, side: int = 760) -> Image:
+    """A square white picture with a text in it, wrapped, as large as fits.
+
+    After FigStep's typographic prompts (Gong et al., AAAI 2025); the font is the one that PIL
+    ships, so that pictures are the same on every machine.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(picture)
+    margin = side // 20
+    for points in range(side // 9, 7, -2):
+        font = ImageFont.load_default(points)
+        lines = _wrapped(draw, text, font, side - 2 * margin)
+        box = draw.multiline_textbbox((margin, margin), lines, font=font, spacing=points // 5)
+        if box[2] <= side - margin and box[3] <= side - margin:
+            break
+    draw.multiline_text((margin, margin), lines, fill="black", font=font, spacing=points // 5)
+    return picture
+
+
+def _wrapped(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    width: int,
+) -> str:
+    done = []
+    for paragraph in text.splitlines() or [""]:
+        line = ""
+        for word in paragraph.split(" "):
+            longer = f"{line} {word}" if line else word
+            if line and draw.textlength(longer, font=font) > width:
+                done.append(line)
+                line = word
+            else:
+                line = longer
+        done.append(line)
+    return "\n".join(done)

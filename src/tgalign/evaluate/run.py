@@ -1,0 +1,194 @@
+"""Ask all requests and judge the answers: every item ends in a verdict or an error; resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tgalign.errors import UserError
+from tgalign.evaluate.conditions import Request, shown
+from tgalign.evaluate.generate import Prompt, Said
+from tgalign.evaluate.pictures import PictureError, picture_hash
+from tgalign.evaluate.refusal import Verdict, judge
+from tgalign.evaluate.utility import score
+from tgalign.files import read_json, write_json, write_text
+
+ITEMS, STATE = "items.jsonl", "run.json"
+CHUNK = 8
+"""Batches whose pictures are open at a time."""
+
+
+class Host(Protocol):
+    """What answers: ``LocalModel`` or ``ChatServer``."""
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Said]]:
+        """Index of a prompt and what was said to it, in any order."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What answers depend on."""
+        ...
+
+
+def run_requests(
+    host: Host, requests: Sequence[Request], out: Path, *, chunk: int = 256, progress: bool = True
+) -> list[dict[str, Any]]:
+    """Ask what is not yet answered in ``out`` and judge it.
+
+    Each answer is appended to ``out/items.jsonl`` as it comes, so a kill loses at most the batch
+    under way; the same call goes on there. When all are done the file is put into the order of the
+    requests.
+
+    Args:
+        host: What answers.
+        requests: Their ids must be unique.
+        out: Folder of this run.
+        chunk: Requests whose pictures are open at a time.
+        progress: Whether to draw a bar with the time that is left.
+
+    Returns:
+        One row per request, in their order.
+
+    Raises:
+        UserError: ``out`` holds a run of another model, other questions or other settings.
+    """
+    assert len({request.id for request in requests}) == len(requests), "ids are not unique"
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / ITEMS
+    _check_same_run(out, {"model": _lasting(host.describe()), "questions": fingerprint(requests)})
+    done = read_items(path, partial=True)
+    if path.is_file():  # without the half line that a kill may have left
+        write_text(path, "".join(_line(row) for row in done.values()))
+    left = [request for request in requests if request.id not in done]
+    left.sort(key=lambda it: (it.picture is None and it.drawn is None, len(it.text), it.id))
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with path.open("a", encoding="utf-8") as file, Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("answers", total=len(requests), completed=len(requests) - len(left))
+        for start in range(0, len(left), chunk):
+            for row in _ask(host, left[start : start + chunk]):
+                done[row["id"]] = row
+                file.write(_line(row))
+                file.flush()
+                bar.advance(task)
+            os.fsync(file.fileno())
+    rows = [done[request.id] for request in requests]
+    write_text(path, "".join(map(_line, rows)))
+    return rows
+
+
+def read_items(path: Path, *, partial: bool = False) -> dict[str, dict[str, Any]]:
+    """The rows of an ``items.jsonl`` by id.
+
+    Args:
+        path: The file; a missing one has no rows if ``partial``.
+        partial: Whether the last line may be half written, and is dropped then.
+
+    Raises:
+        UserError: There is no such file, or a line of it is damaged.
+    """
+    if not path.is_file():
+        if partial:
+            return {}
+        raise UserError(f"no items at {path}: expected the items.jsonl of tgalign evaluate")
+    rows: dict[str, dict[str, Any]] = {}
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows[row["id"]] = row
+        except (ValueError, KeyError, TypeError) as fault:
+            if partial and number == len(lines):
+                break
+            raise UserError(f"{path}:{number} is damaged ({fault}): remove the file") from None
+    return rows
+
+
+def fingerprint(requests: Sequence[Request]) -> str:
+    """Hex digest over all that is asked: ids, texts, earlier turns, captions, names of pictures."""
+    digest = hashlib.sha256()
+    for request in sorted(requests, key=lambda it: it.id):
+        asked = (
+            request.id, request.item.kind, request.item.scene, request.text, request.drawn,
+            request.caption, request.turns, request.item.targets, request.error,
+        )  # fmt: skip
+        digest.update(json.dumps(asked).encode())
+    return digest.hexdigest()
+
+
+def _ask(host: Host, requests: Sequence[Request]) -> Iterator[dict[str, Any]]:
+    asked: list[tuple[Request, str | None]] = []
+    prompts = []
+    for request in requests:
+        try:
+            if request.error:
+                yield _row(request, Said(None, error=request.error), None)
+                continue
+            picture = shown(request)
+        except PictureError as fault:
+            yield _row(request, Said(None, error=fault.name, detail=str(fault)), None)
+            continue
+        digest = None if picture is None else picture_hash(picture)
+        asked.append((request, digest))
+        prompts.append(Prompt(request.text, picture, request.caption, request.turns))
+    for index, said in host.answer(prompts):
+        yield _row(asked[index][0], said, asked[index][1])
+
+
+def _row(request: Request, said: Said, picture: str | None) -> dict[str, Any]:
+    item = request.item
+    row: dict[str, Any] = {
+        "id": request.id,
+        "suite": request.suite,
+        "condition": request.condition,
+        "scene": item.scene,
+        "kind": item.kind,
+        "prompt": f"{request.caption} {request.text}" if request.caption else request.text,
+        "picture": str(item.picture) if isinstance(item.picture, Path) else None,
+        "picture_sha256": picture,
+        "answer": said.text,
+    }
+    if said.text is None:
+        return row | {"verdict": None, "error": said.error, "detail": said.detail}
+    verdict = judge(said.text, item.question)
+    if said.detail in ("content_filter", "refusal_field"):
+        verdict = Verdict("refused", said.detail)
+    hits, targets = score(item, said.text)
+    row |= {"verdict": verdict.label, "rule": verdict.rule, "cut": said.cut}
+    return row | ({"hits": hits, "targets": targets} if targets else {})
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _lasting(host: dict[str, Any]) -> dict[str, Any]:
+    """What a run may not change on the way; the rest of a host's description may be learnt late."""
+    return {key: host.get(key) for key in ("host", "name", "decoding", "chat_template_sha256")} | (
+        {"revision": host["revision"]} if host["host"] == "local" else {}
+    )
+
+
+def _check_same_run(out: Path, state: dict[str, Any]) -> None:
+    path = out / STATE
+    if path.is_file():
+        found = read_json(path)
+        if found != state:
+            changed = [key for key in state if found.get(key) != state[key]]
+            raise UserError(
+                f"{out} holds an evaluation with another {' and other '.join(changed)}: choose "
+                "another --out, or remove it"
+            )
+    elif (out / ITEMS).is_file():
+        raise UserError(f"{out} holds {ITEMS} of unknown origin: choose another --out")
+    else:
+        write_json(path, state)

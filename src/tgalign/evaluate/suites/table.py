@@ -1,0 +1,180 @@
+"""Suites that are tables with pictures beside them, as ``suites.yaml`` or a file like it says."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tgalign.errors import UserError
+from tgalign.evaluate.items import Item, Scoring, Suite
+
+
+class ItemSpec(BaseModel):
+    """What a row becomes; values are templates over its columns."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["toxic", "benign"]
+    id: str
+    question: str
+    scene: str | None = None
+    picture: str | None = None
+    caption: str | None = None
+    target: str | None = None
+    scoring: Scoring | None = None
+    when: dict[str, Any] = {}
+
+
+class SuiteSpec(BaseModel):
+    """Where a suite's rows and pictures lie (see ``suites.yaml``)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    about: str
+    source: str
+    licence: str
+    tables: str
+    items: list[ItemSpec]
+    pictures: str | None = None
+    expected: int | None = None
+
+
+def shipped_specs() -> dict[str, SuiteSpec]:
+    """The public suites."""
+    source = resources.files("tgalign.evaluate.suites").joinpath("suites.yaml")
+    return _specs(source.read_text(encoding="utf-8"), "suites.yaml")
+
+
+def read_specs(path: Path) -> dict[str, SuiteSpec]:
+    """The suites of a user's own file.
+
+    Raises:
+        UserError: It is missing or not of the form of ``suites.yaml``.
+    """
+    try:
+        return _specs(path.read_text(encoding="utf-8"), str(path))
+    except OSError as fault:
+        raise UserError(f"no suite file at {path}: {fault}") from None
+
+
+def _specs(text: str, where: str) -> dict[str, SuiteSpec]:
+    try:
+        return {name: SuiteSpec.model_validate(spec) for name, spec in yaml.safe_load(text).items()}
+    except (yaml.YAMLError, ValidationError, AttributeError) as fault:
+        raise UserError(f"{where} does not describe suites as suites.yaml does: {fault}") from None
+
+
+def table_suite(name: str, spec: SuiteSpec, data: Path) -> Suite:
+    """Read a suite from the user's download and check it.
+
+    Raises:
+        UserError: A part is missing, or a row is not as the spec says.
+    """
+    got = f"get the suite from {spec.source}"
+    if not data.is_dir():
+        raise UserError(f"no folder at {data}: --data must be the download of {name}; {got}")
+    tables = sorted(data.glob(spec.tables))
+    if not tables:
+        raise UserError(f"{data} lacks {spec.tables}, the questions of {name}; {got}")
+    folder = data / spec.pictures if spec.pictures else data
+    if not folder.is_dir():
+        raise UserError(f"{data} lacks the folder {spec.pictures}, the pictures of {name}; {got}")
+    items: list[Item] = []
+    seen: set[str] = set()
+    for table in tables:
+        for number, row in enumerate(_rows(table), start=1):
+            for item in _items(spec, row, folder.resolve(), f"{table}, row {number}"):
+                if item.id in seen:
+                    raise UserError(f"{table}, row {number}: a second item with the id {item.id!r}")
+                seen.add(item.id)
+                items.append(item)
+    if not items:
+        raise UserError(f"{', '.join(map(str, tables))} hold no question of {name}; {got}")
+    lost = [str(it.picture) for it in items if isinstance(it.picture, Path) and not _there(it)]
+    if lost:
+        raise UserError(
+            f"{len(lost)} of {len(items)} pictures of {name} are missing, such as {lost[0]}; {got}"
+        )
+    notes = []
+    if spec.expected and len(items) != spec.expected:
+        notes.append(f"{len(items)} items; the complete {name} has {spec.expected}")
+    return Suite(name, tuple(items), spec.licence, spec.source, tuple(notes))
+
+
+def _there(item: Item) -> bool:
+    return isinstance(item.picture, Path) and item.picture.is_file()
+
+
+def _rows(table: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+        if table.suffix == ".csv":
+            found: Any = list(csv.DictReader(text.splitlines(keepends=True)))
+        elif table.suffix == ".jsonl" or "\n{" in text.strip():
+            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            found = json.loads(text)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as fault:
+        raise UserError(f"{table} cannot be read: {fault}") from None
+    if isinstance(found, dict):
+        found = [{"key": key, **row} for key, row in found.items() if isinstance(row, dict)]
+    for number, row in enumerate(found, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{table}, row {number}: expected a row with columns, got {row!r:.60}")
+        yield {"file": table.stem, **row} | _derived(row)
+
+
+def _derived(row: Mapping[str, Any]) -> dict[str, str]:
+    """What templates cannot make: the choices of a question with letters, and the right letter."""
+    choices, answer = row.get("choices"), row.get("answer")
+    if not isinstance(choices, list) or not isinstance(answer, int):
+        return {}
+    letters = [chr(ord("A") + i) for i in range(len(choices))]
+    lettered = "\n".join(
+        f"({letter}) {choice}" for letter, choice in zip(letters, choices, strict=True)
+    )
+    return {"lettered_choices": lettered, "answer_letter": letters[answer]}
+
+
+def _items(spec: SuiteSpec, row: dict[str, Any], folder: Path, where: str) -> Iterator[Item]:
+    for form in spec.items:
+        unknown = [column for column in form.when if column not in row]
+        if unknown:
+            raise _wrong_version(where, unknown[0], row)
+        if any(row[column] != value for column, value in form.when.items()):
+            continue
+
+        def fill(template: str | None) -> str | None:
+            if template is None:
+                return None
+            try:
+                return template.format_map(row).strip()
+            except (KeyError, IndexError, TypeError, AttributeError) as fault:
+                raise _wrong_version(where, str(fault).strip("'"), row) from None
+
+        name, question = fill(form.id), fill(form.question)
+        if not name or not question:
+            raise UserError(f"{where}: an empty id or question")
+        shown, target = fill(form.picture), fill(form.target)
+        picture = (folder / shown).resolve() if shown else None
+        if picture is not None and not picture.is_relative_to(folder):
+            raise UserError(f"{where}: the picture {shown!r} leads outside {folder}")
+        targets = tuple(part for part in (target or "").split("<AND>") if part.strip())
+        yield Item(
+            name, form.kind, question, fill(form.scene), picture, fill(form.caption), targets,
+            form.scoring if targets else None,
+        )  # fmt: skip
+
+
+def _wrong_version(where: str, column: str, row: Mapping[str, Any]) -> UserError:
+    return UserError(
+        f"{where}: no column {column!r} (there is {', '.join(sorted(map(str, row)))}): is this "
+        "another version of the suite?"
+    )

@@ -1,0 +1,120 @@
+"""The offline HTML page of ``tgalign evaluate``: one file, no network, no script, all escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tgalign.evaluate.pictures import PictureError, data_url, open_picture
+from tgalign.files import write_text
+from tgalign.report import verdict
+from tgalign.report.demo_report import source
+
+NUM_CARDS = 60
+"""Answers on the page, taken in turn from every suite, condition and kind."""
+
+THUMBNAIL = 224
+
+
+def write_evaluation_report(
+    results: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    folder: Path,
+    *,
+    pictures: Mapping[str, Any] | None = None,
+    diagnosis: str | None = None,
+) -> Path:
+    """Write ``folder/report.html``, whole or not at all.
+
+    Args:
+        results: The content of results.json.
+        rows: Those of items.jsonl.
+        folder: Where to.
+        pictures: By item id what was shown; None: pictures stay out of the page, as they should
+            where they are harmful.
+        diagnosis: Name of a page or file beside it that holds a diagnosis, or None.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "share": verdict.share, "percent": verdict.percent, "interval": verdict.interval,
+        "rate_text": verdict.rate_text, "points": verdict.points, "p_value": _p_value,
+    }  # fmt: skip
+    page = environment.from_string(source("evaluation.html.jinja")).render(
+        style=Markup(source("page.css")),
+        results={**results, "judge": {"model": None, **results["judge"]}},
+        plain=any(row["condition"] == "plain" for row in rows),
+        warnings=warnings(results),
+        scenes=_scenes,
+        comparison=results.get("comparison"),
+        diagnosis=diagnosis,
+        cards=[_card(row, pictures) for row in _chosen(rows)],
+        pictures=pictures is not None,
+        total=len(rows),
+    )
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def warnings(results: Mapping[str, Any]) -> list[str]:
+    """What a reader must not overlook."""
+    said = []
+    if results["dsr"]["n"] and not results["over_refusal"]["n"]:
+        said.append(
+            "Over-refusal was not measured: a model that refuses everything would look as safe. "
+            "Add a suite with harmless items (--suite)."
+        )
+    if results["dsr"]["n"] and not results["utility"]["n"]:
+        said.append("Utility was not measured: add a suite with right answers (--suite).")
+    lost = sum(results["errors"].values())
+    if lost:
+        said.append(f"{lost} of {results['n']} items ended in an error and are in no rate.")
+    return said
+
+
+def _scenes(found: Mapping[str, Any], key: str) -> list[str]:
+    return list(dict.fromkeys(s for rates in found["conditions"].values() for s in rates[key]))
+
+
+def _chosen(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Up to ``NUM_CARDS`` rows, in turn from every suite, condition and kind, wrong ones first."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda it: _tone(it) == "good"):
+        groups.setdefault((row["suite"], row["condition"], row["kind"]), []).append(row)
+    deepest = max(map(len, groups.values()), default=0)
+    mixed = [found[i] for i in range(deepest) for found in groups.values() if i < len(found)]
+    return mixed[:NUM_CARDS]
+
+
+def _tone(row: Mapping[str, Any]) -> str:
+    if row["verdict"] not in ("refused", "answered"):
+        return "unsure"
+    return "good" if (row["verdict"] == "refused") == (row["kind"] == "toxic") else "bad"
+
+
+def _card(row: Mapping[str, Any], pictures: Mapping[str, Any] | None) -> dict[str, Any]:
+    tone = _tone(row)
+    shown = (pictures or {}).get(row["id"])
+    url = None
+    if shown is not None:
+        try:
+            picture = open_picture(shown)
+            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            url = data_url(picture)
+        except PictureError:
+            url = None
+    row = {"rule": "", "detail": "", **row}
+    mark = {"good": "\u2713", "bad": "\u2717", "unsure": "?"}[tone]
+    return {"row": row, "tone": tone, "mark": mark, "picture": url}
+
+
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return verdict.MISSING
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
