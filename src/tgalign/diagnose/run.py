@@ -216,8 +216,8 @@ def _gallery(
         at = order[probe.id]
         card: dict[str, Any] = {
             "image_file": name, "id": probe.id, "scene": probe.scene, "caption": probe.caption,
-            "toxic_text": probe.toxic_text, "box": probe.box, "attention": maps.get(probe.id),
-            "patched": patched.get(probe.id, []),
+            "toxic_text": probe.toxic_text, "box": probe.box and list(probe.box),
+            "attention": maps.get(probe.id), "patched": patched.get(probe.id, []),
         }  # fmt: skip
         for side in ("text", "image"):
             heard = reading.heard[f"{side}_toxic"]
