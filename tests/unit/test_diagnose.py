@@ -166,6 +166,25 @@ def test_a_killed_diagnosis_goes_on_after_its_last_batch(tmp_path, monkeypatch):
     assert [it.name for it in (tmp_path / "killed" / "parts").iterdir()] == ["settings.json"]
 
 
+def test_the_size_of_batches_changes_nothing(tmp_path, monkeypatch):
+    model, processor = FAMILIES["qwen3_vl"]()
+    monkeypatch.setattr(run, "_report", lambda result, _: result)
+    found = [
+        diagnose(
+            model, processor, tiny_probes(), tmp_path / str(size), **QUICK, patch_layers="1-1",
+            batch_size=size,
+        )
+        for size in (3, 8)
+    ]  # fmt: skip
+    for name in ("image_refusal", "text_refusal", "patching"):
+        assert found[0][name] == found[1][name]
+    for ours, theirs in zip(found[0]["alignment"], found[1]["alignment"], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    for side in ("text", "image"):
+        for ours, theirs in zip(*(it["attention"][side]["layers"] for it in found), strict=True):
+            assert ours["heads"] == pytest.approx(theirs["heads"], abs=1e-4)
+
+
 def test_layers_to_patch_are_checked(tmp_path):
     model, processor = FAMILIES["llava"]()
     with pytest.raises(UserError, match="nothing reads the image's place of state 3"):
