@@ -159,7 +159,7 @@ def _qwen(kind: str, processor: str, vision: dict[str, Any]) -> tuple[Any, Any]:
         text_config={"vocab_size": len(words), **text}, vision_config=vision,
     )  # fmt: skip
     images = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": 256, "longest_edge": 256 * 16},
+        size={"shortest_edge": 256, "longest_edge": 256 * 64},
         patch_size=vision["patch_size"],
         merge_size=2,
     )

@@ -40,3 +40,31 @@ def read_json(path: Path) -> Any:
 def is_free(folder: Path) -> bool:
     """Whether a folder is missing, or holds nothing but what a killed write left."""
     return not folder.is_dir() or all(p.name.endswith(INCOMPLETE) for p in folder.iterdir())
+
+
+def claim(out: Path, marker: str, settings: Any, what: str) -> None:
+    """Make a folder for a run, or check that the run found there has the same settings.
+
+    Args:
+        out: The folder.
+        marker: The file in it that holds the settings.
+        settings: Those of this run, plain data.
+        what: What kind of run it is, for messages.
+
+    Raises:
+        UserError: It cannot be written, or holds something else.
+    """
+    path = out / marker
+    try:
+        if path.is_file():
+            if read_json(path) != settings:
+                raise UserError(
+                    f"{out} holds a {what} with other settings ({path}): give another --out, or "
+                    "remove it"
+                )
+            return
+        if not is_free(out):
+            raise UserError(f"{out} is not empty and holds no {what}: give another --out")
+        write_json(path, settings)
+    except OSError as fault:
+        raise UserError(f"cannot write to {out}: {fault}") from None

@@ -340,6 +340,7 @@ HELP = {
     ("train",): ["recipe", "metrics.jsonl", "Example"],
     ("lab",): ["build"],
     ("lab", "build"): ["--check", "--gates", "Examples"],
+    ("diagnose",): ["--probes", "--patch-layers", "diagnosis.json", "Examples"],
 }
 
 
