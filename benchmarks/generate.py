@@ -26,8 +26,8 @@ QUESTIONS = (
 def measure(model: Any, processor: Any, *, items: int, batch_size: int, repeats: int) -> Any:
     """Seconds of both ways, taken in turn, and whether they gave the same answers."""
     suite = lab_items(0, per_scene=1 + items // 28, num_benign=items // 2)
-    pictures = [item.picture for item in suite.items][:items]
-    prompts: Any = [Prompt(QUESTIONS[i % 3], picture) for i, picture in enumerate(pictures)]
+    pictures: Any = [item.picture for item in suite.items][:items]
+    prompts = [Prompt(QUESTIONS[i % 3], picture) for i, picture in enumerate(pictures)]
     sizes = {"batched": batch_size, "one at a time": 1}
     seconds: dict[str, list[float]] = {name: [] for name in sizes}
     said = {}

@@ -1,4 +1,4 @@
-"""A model provider for inspect-ai: ``--model tgalign/CHECKPOINT``, local, batched, with pictures."""
+"""A local, batched model provider with pictures for inspect-ai: ``--model tgalign/CHECKPOINT``."""
 
 from __future__ import annotations
 

@@ -111,13 +111,11 @@ def safety() -> Metric:
         shares = ("dsr", "over_refusal", "utility", "undetermined")
         table: dict[str, float] = {}
         for name in shares:
-            if found[name]["n"]:
-                table[name] = found[name]["rate"]
-                table[f"{name}_low"], table[f"{name}_high"] = (
-                    found[name]["low"],
-                    found[name]["high"],
-                )
-            table[f"{name}_n"] = found[name]["n"]
+            rate = found[name]
+            if rate["n"]:
+                table |= {name: rate["rate"], f"{name}_low": rate["low"]}
+                table[f"{name}_high"] = rate["high"]
+            table[f"{name}_n"] = rate["n"]
         return table | {"errors": float(sum(found["errors"].values()))}
 
     return measure
