@@ -77,9 +77,7 @@ def model_reply(model: Any, processor: Any) -> Callable[[dict[str, Any]], Reply]
     def reply(body: dict[str, Any]) -> Reply:
         *before, last = body["messages"]
         texts = [part["text"] for part in last["content"] if part["type"] == "text"]
-        urls = [
-            part["image_url"]["url"] for part in last["content"] if part["type"] == "image_url"
-        ]
+        urls = [part["image_url"]["url"] for part in last["content"] if part["type"] == "image_url"]
         turns = tuple(
             (before[i]["content"], before[i + 1]["content"]) for i in range(0, len(before), 2)
         )
