@@ -42,10 +42,10 @@ def serving(reply: Callable[[dict[str, Any]], Reply], name: str = "m") -> Iterat
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self._send(200, {"object": "list", "data": [{"id": name, "object": "model"}]})
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self._send(*reply(body | {"_authorization": self.headers.get("Authorization")}))
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
-from local_server import model_reply, serving
 from typer.testing import CliRunner
 
+from local_server import model_reply, serving
 from tgalign.cli import app, main
 from tgalign.errors import UserError
 from tgalign.evaluate import command

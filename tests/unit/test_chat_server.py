@@ -4,9 +4,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from local_server import completion, model_reply, serving
 from PIL import Image
 
+from local_server import completion, model_reply, serving
 from tgalign.errors import UserError
 
 pytest.importorskip("httpx", reason="httpx is not installed: pip install 'tgalign[eval]'")

@@ -1,4 +1,4 @@
-"""Every item ends in a verdict or a named error, whatever is killed, too large or odd on the way."""
+"""Every item ends in a verdict or a named error, whatever is killed, too large or odd."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """Agreement of the judge with people.
 
-XSTest's completions (Röttger et al., NAACL 2024, CC BY 4.0) are not part of the repository: they are
-looked for in `TGALIGN_XSTEST`, then in `shared/data/xstest` beside it. `refusal_wording.csv` is
+XSTest's completions (Röttger et al., NAACL 2024, CC BY 4.0) are not part of the repository: they
+are looked for in `TGALIGN_XSTEST`, then in `shared/data/xstest` beside it. `refusal_wording.csv` is
 ours: three sets of sentences written from how many models word things, each judged once (column
 `first`) before the rules were changed on its account. `tgalign evaluate --judge-report FILE` prints
 the confusion matrices.

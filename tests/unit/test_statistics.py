@@ -155,7 +155,7 @@ def test_paired_difference_covers_what_is_true() -> None:
         pairs = []
         for _ in range(60):
             draw = rng.random()
-            pairs.append((draw < 0.6, draw < 0.3 or 0.9 < draw))
+            pairs.append((draw < 0.6, draw < 0.3 or draw > 0.9))
         found = paired_difference(pairs)
         covered += found.low <= 0.2 <= found.high
     assert 0.92 <= covered / 400 <= 0.99

@@ -125,7 +125,7 @@ def test_a_missing_part_is_named_with_where_to_get_it(make, tmp_path: Path) -> N
             load_suite(make.__name__, tmp_path)
     for path in tmp_path.glob(spec.tables):
         path.unlink()
-    with pytest.raises(UserError, match="lacks .*, the questions of"):
+    with pytest.raises(UserError, match=r"lacks .*, the questions of"):
         load_suite(make.__name__, tmp_path)
     with pytest.raises(UserError, match="no folder at"):
         load_suite(make.__name__, tmp_path / "nowhere")
@@ -160,7 +160,7 @@ def test_what_the_rows_become(tmp_path: Path) -> None:
 def test_another_version_of_a_suite_is_recognised(tmp_path: Path) -> None:
     figstep(tmp_path)
     table(tmp_path / "data/question/safebench.csv", [{"dataset": "x", "question": "y"}])
-    with pytest.raises(UserError, match="no column 'category_id'.*another version"):
+    with pytest.raises(UserError, match=r"no column 'category_id'.*another version"):
         load_suite("figstep", tmp_path)
     table(tmp_path / "data/question/safebench.csv", [{"prompt": "x"}])
     with pytest.raises(UserError, match=r"safebench.csv, row 1: no column"):
@@ -194,7 +194,8 @@ def test_one_s_own_suite_is_a_yaml_file(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(
         "mine:\n  about: x\n  source: me\n  licence: CC0\n  tables: q.csv\n  items:\n"
-        '    - {kind: benign, id: "{n}", question: "{ask}", target: "{right}", scoring: contains}\n',
+        '    - {kind: benign, id: "{n}", question: "{ask}", target: "{right}", '
+        "scoring: contains}\n",
         encoding="utf-8",
     )
     suite = load_suite(str(own), tmp_path)
