@@ -290,3 +290,42 @@ def test_kill_9_loses_at_most_what_was_under_way(checkpoint, tmp_path: Path) -> 
     assert [json.loads(line)["id"] for line in path.read_bytes().splitlines()] == [
         request.id for request in asked
     ]
+
+
+def test_another_image_text_model_is_asked_too(llm, vision, processor, tmp_path: Path) -> None:
+    """LLaVA-NeXT, the paper's baseline: its pictures are tiled, so batches hold odd sizes."""
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+    from transformers.models.llava_next import LlavaNextProcessor
+    from transformers.models.llava_next.image_processing_pil_llava_next import (
+        LlavaNextImageProcessorPil,
+    )
+
+    size = {"height": 72, "width": 72}
+    grid = [[72, 144], [144, 72]]
+    pixels = LlavaNextImageProcessorPil(size={"shortest_edge": 72}, crop_size=size,
+                                        image_grid_pinpoints=grid)  # fmt: skip
+    next_processor = LlavaNextProcessor(
+        pixels, processor.tokenizer, patch_size=18, vision_feature_select_strategy="default",
+        chat_template=processor.chat_template, num_additional_image_tokens=1,
+    )  # fmt: skip
+    config = LlavaNextConfig(
+        vision_config=vision.config, text_config=llm.config, image_grid_pinpoints=grid,
+        image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    model = LlavaNextForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    model.save_pretrained(tmp_path / "next")
+    next_processor.save_pretrained(tmp_path / "next")
+    host = LocalModel(tmp_path / "next", batch_size=3, max_new_tokens=NEW)
+    assert host.describe()["architecture"] == "LlavaNextForConditionalGeneration"
+    prompts = [
+        Prompt("describe this image .", Image.effect_noise(side, 90).convert("RGB"))
+        for side in ((72, 72), (60, 140), (150, 50), (1, 1))
+    ] + [Prompt("what ?")]
+    together = dict(host.answer(prompts))
+    assert all(said.error is None for said in together.values()), together
+    host.batch_size = 1
+    assert dict(host.answer(prompts)) == together

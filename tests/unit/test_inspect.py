@@ -16,7 +16,8 @@ from inspect_ai.model import (
 
 from tgalign.errors import UserError
 from tgalign.evaluate.conditions import requests
-from tgalign.evaluate.inspect_provider import to_prompt
+from tgalign.evaluate.conversation import to_prompt
+from tgalign.evaluate.inspect_provider import turns_of
 from tgalign.evaluate.inspect_task import dsr, to_sample
 from tgalign.evaluate.items import Item, Suite
 from tgalign.evaluate.local_host import LocalModel
@@ -105,7 +106,7 @@ def test_a_sample_and_back() -> None:
     suite = Suite("s", (item,), "", "", examples=(("before ?", "yes ."),))
     for condition in ("plain", "caption", "in_context", "role_play"):
         (request,) = requests(suite, condition)
-        prompt = to_prompt(to_sample(request).input)
+        prompt = to_prompt(turns_of(to_sample(request).input))
         assert (prompt.text, prompt.caption, prompt.turns) == (
             request.text, request.caption, request.turns,
         )  # fmt: skip
@@ -119,14 +120,14 @@ def test_conversations_that_cannot_be_asked() -> None:
     user, reply = ChatMessageUser(content="what ?"), ChatMessageAssistant(content="a cat")
     image = ContentImage(image=data_url(Image.new("RGB", (2, 2))))
     shown = ChatMessageUser(content=[image, ContentText(text="what ?")])
-    assert to_prompt([ChatMessageSystem(content="be kind"), user]).text == "what ?"
-    assert to_prompt([ChatMessageSystem(content="be kind"), user]).caption == "be kind"
+    assert to_prompt(turns_of([ChatMessageSystem(content="be kind"), user])).text == "what ?"
+    assert to_prompt(turns_of([ChatMessageSystem(content="be kind"), user])).caption == "be kind"
     for talk, said in (
         ([user, user], "alternation"),
         ([user, reply], "last word"),
-        ([shown, reply, user], "one picture, in the last turn"),
-        ([ChatMessageUser(content=[image, image])], "one picture"),
+        ([shown, reply, user], "one picture at most, in the last turn"),
+        ([ChatMessageUser(content=[image, *shown.content])], "one picture"),
         ([ChatMessageUser(content=[ContentImage(image="http://x/y.png")])], "data URL"),
     ):
         with pytest.raises(UserError, match=said):
-            to_prompt(talk)
+            to_prompt(turns_of(talk))

@@ -8,12 +8,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inspect_ai.model import (
     ChatMessage,
-    ChatMessageAssistant,
-    ChatMessageTool,
     GenerateConfig,
     ModelAPI,
     ModelOutput,
@@ -22,6 +20,7 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from tgalign.errors import UserError
+from tgalign.evaluate.conversation import Turn, to_prompt
 from tgalign.evaluate.generate import Prompt, Said
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class LocalAPI(ModelAPI):
             raise UserError("the tgalign provider is greedy: leave --temperature out, or at 0")
         future: Future[Said] = Future()
         length = config.max_tokens or self._host.max_new_tokens
-        self._questions.put((to_prompt(input), length, future))
+        self._questions.put((to_prompt(turns_of(input)), length, future))
         while not future.done():
             await anyio.sleep(0.01)
         said = future.result()
@@ -118,53 +117,29 @@ class LocalAPI(ModelAPI):
                         future.set_exception(fault)
 
 
-def to_prompt(messages: list[ChatMessage]) -> Prompt:
-    """A conversation as our prompt: earlier turns as texts, the last turn with its picture.
-
-    A system message stands before the text of the first user turn, since many chat templates of
-    LLaVA checkpoints know no system role.
+def turns_of(messages: list[ChatMessage]) -> list[Turn]:
+    """Messages of inspect-ai as turns; pictures must be data URLs.
 
     Raises:
-        UserError: The conversation does not alternate, or holds more than one picture, or one
-            before the last turn.
+        UserError: A picture is not one.
     """
-    system = " ".join(message.text for message in messages if message.role == "system")
-    talk = [message for message in messages if message.role != "system"]
-    roles = ["user", "assistant"]
-    if any(isinstance(it, ChatMessageTool) or it.role != roles[i % 2] for i, it in enumerate(talk)):
-        raise UserError("the tgalign provider expects turns of user and assistant in alternation")
-    if not talk or isinstance(talk[-1], ChatMessageAssistant):
-        raise UserError("the tgalign provider expects the user to have the last word")
-    shown = [_pictures(message) for message in talk]
-    if any(shown[:-1]) or len(shown[-1]) > 1:
-        raise UserError("the tgalign provider takes one picture, in the last turn")
-    texts = [_texts(message) for message in talk]
-    if system:
-        texts[0] = [system, *texts[0]]
-    lines = [" ".join(parts) for parts in texts]
-    turns = tuple(zip(lines[:-1:2], lines[1::2], strict=True))
-    picture = shown[-1][0] if shown[-1] else None
-    *caption, text = texts[-1]
-    return Prompt(text, picture, " ".join(caption) or None, turns)
+    return [
+        Turn(message.role, [message.content])
+        if isinstance(message.content, str)
+        else Turn(
+            message.role,
+            [part.text for part in message.content if part.type == "text"],
+            [_decode(part.image) for part in message.content if part.type == "image"],
+        )
+        for message in messages
+    ]
 
 
-def _texts(message: ChatMessage) -> list[str]:
-    if isinstance(message.content, str):
-        return [message.content]
-    return [part.text for part in message.content if part.type == "text"]
-
-
-def _pictures(message: ChatMessage) -> list[Image]:
-    if isinstance(message.content, str):
-        return []
-    return [_decode(part.image) for part in message.content if part.type == "image"]
-
-
-def _decode(url: str) -> Any:
-    from PIL import Image
+def _decode(url: str) -> Image:
+    from PIL import Image as PILImage
 
     head, comma, encoded = url.partition(",")
     if not (comma and head.startswith("data:image/") and head.endswith(";base64")):
         raise UserError(f"expected a picture as a data URL, got {url[:40]!r}")
-    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
+    with PILImage.open(io.BytesIO(base64.b64decode(encoded))) as picture:
         return picture.convert("RGB")
