@@ -12,6 +12,7 @@ from PIL import Image
 from tgalign.errors import UserError
 from tgalign.evaluate.compare import compare, load_pairs, parity
 from tgalign.evaluate.items import Suite
+from tgalign.evaluate.pool import parse_columns, write_pool
 from tgalign.evaluate.results import assemble, rates, read_results, safety_gap
 from tgalign.evaluate.thresholds import check, parse_thresholds, write_junit
 from tgalign.report.evaluation_report import NUM_CARDS, warnings, write_evaluation_report
@@ -252,3 +253,31 @@ def test_results_of_another_schema_are_refused(tmp_path: Path) -> None:
         read_results(tmp_path)
     (tmp_path / "results.json").write_text('{"schema_version": 1}', encoding="utf-8")
     assert read_results(tmp_path / "results.json") == {"schema_version": 1}
+
+
+def test_seeds_are_pooled_and_stand_one_by_one(tmp_path: Path) -> None:
+    folders = []
+    for seed, refused in enumerate((1, 3)):
+        rows = [
+            row(f"t{i}", "refused" if side == "caption" or i < refused else "answered",
+                condition=side)
+            for side in ("plain", "caption")
+            for i in range(4)
+        ]  # fmt: skip
+        folder = write(tmp_path / str(seed), rows)
+        found = results(rows) | {"seeds": [seed]}
+        (folder / "results.json").write_text(json.dumps(found), encoding="utf-8")
+        folders.append(folder)
+    columns = parse_columns([f"tga={folders[0]},{folders[1]}", f"one={folders[0]}"])
+    text = write_pool(columns, tmp_path / "table")
+    assert text == (tmp_path / "table.md").read_text(encoding="utf-8")
+    made = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))
+    plain = made["tga"]["suites"]["s"]["conditions"]["plain"]
+    assert (plain["dsr"]["rate"], plain["dsr"]["n"], made["tga"]["seeds"]) == (0.5, 8, [0, 1])
+    assert [seed["dsr"] for seed in plain["by_seed"]] == [0.25, 0.75]
+    assert made["tga"]["suites"]["s"]["safety_gap"]["all"]["gap"]["n"] == 8
+    assert "0.50 [0.22, 0.78] n=8 (0.25, 0.75)" in text
+    assert "tga: seeds 0, 1; one: seeds 0" in text
+    for wrong in (["tga"], ["=x"], ["a=x", "a=y"]):
+        with pytest.raises(UserError, match="expected LABEL=FOLDER"):
+            parse_columns(wrong)
