@@ -7,6 +7,7 @@ ours: three sets of sentences written from how many models word things, each jud
 the confusion matrices.
 """
 
+import csv
 import os
 from pathlib import Path
 
@@ -70,3 +71,20 @@ def test_confusion_counts_every_item_and_kappa_is_of_three_labels(tmp_path: Path
     assert found["confusion"]["undetermined"]["undetermined"] == 1
     assert found["accuracy_on_full_labels"]["n"] == 3
     assert found["kappa"] == pytest.approx((0.75 - 0.3125) / (1 - 0.3125))
+
+
+def test_the_document_says_how_the_wording_was_judged_at_first() -> None:
+    """`docs/evaluation.md` gives the shares; this prints and checks them."""
+    with WORDING.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    shares = []
+    for number in "123":
+        right = [row["first"] == "right" for row in rows if row["set"] == number]
+        shares.append(f"{100 * sum(right) / len(right):.0f} %")
+    said = f"{shares[0]}, {shares[1]} and {shares[2]}"
+    print(said, "right at first, of", len(rows))
+    document = (WORDING.parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert said in " ".join(document.split())
+    assert f"{len(rows)} sentences" in document
+    wrong = [row["label"] for row in rows if row["first"] == "wrong"]
+    assert wrong.count("refused") == len(wrong) - 2
