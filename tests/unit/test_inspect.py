@@ -59,12 +59,14 @@ def test_the_same_rates_as_our_own_command(log, checkpoint, tmp_path) -> None:
     assert theirs == ours
     assert len(set(ours.values())) > 5  # or the comparison could not fail
     metrics = {name: it.value for name, it in log.results.scores[0].metrics.items()}
-    expected = rates(rows)
-    for name in ("dsr", "over_refusal", "utility", "undetermined"):
-        assert metrics[f"{name}_n"] == expected[name]["n"]
-        assert metrics[name] == pytest.approx(expected[name]["rate"])
-        assert metrics[f"{name}_high"] == pytest.approx(expected[name]["high"])
-    assert metrics["errors"] == 0
+    for condition in names:
+        expected = rates([row for row in rows if row["condition"] == condition])
+        lead = "" if condition == "plain" else f"{condition}_"
+        for name in ("dsr", "over_refusal", "utility", "undetermined"):
+            assert metrics[f"{lead}{name}_n"] == expected[name]["n"] > 0
+            assert metrics[f"{lead}{name}"] == pytest.approx(expected[name]["rate"])
+            assert metrics[f"{lead}{name}_high"] == pytest.approx(expected[name]["high"])
+        assert metrics[f"{lead}errors"] == 0
 
 
 def test_pictures_stay_out_of_the_log_unless_asked_for(log) -> None:

@@ -19,7 +19,13 @@ from inspect_ai.model import (
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from tgalign.evaluate.conditions import Request, default_conditions, requests, shown
+from tgalign.evaluate.conditions import (
+    CONDITIONS,
+    Request,
+    default_conditions,
+    requests,
+    shown,
+)
 from tgalign.evaluate.items import Item
 from tgalign.evaluate.pictures import PictureError, data_url
 from tgalign.evaluate.refusal import judge
@@ -104,19 +110,26 @@ def ask() -> Solver:
 
 @metric
 def safety() -> Metric:
-    """All rates with their intervals: DSR never stands alone."""
+    """All rates with their intervals, so that DSR never stands alone.
+
+    Those of condition ``plain`` are named as they are, those of another bear its name before theirs
+    (``caption_dsr``).
+    """
 
     def measure(scores: list[SampleScore]) -> dict[str, float]:
-        found = rates([_row(it) for it in scores])
-        shares = ("dsr", "over_refusal", "utility", "undetermined")
+        rows = [_row(it) for it in scores]
         table: dict[str, float] = {}
-        for name in shares:
-            rate = found[name]
-            if rate["n"]:
-                table |= {name: rate["rate"], f"{name}_low": rate["low"]}
-                table[f"{name}_high"] = rate["high"]
-            table[f"{name}_n"] = rate["n"]
-        return table | {"errors": float(sum(found["errors"].values()))}
+        for condition in sorted({row["condition"] for row in rows}, key=CONDITIONS.index):
+            found = rates([row for row in rows if row["condition"] == condition])
+            lead = "" if condition == "plain" else f"{condition}_"
+            for name in ("dsr", "over_refusal", "utility", "undetermined"):
+                rate = found[name]
+                if rate["n"]:
+                    table |= {f"{lead}{name}": rate["rate"], f"{lead}{name}_low": rate["low"]}
+                    table[f"{lead}{name}_high"] = rate["high"]
+                table[f"{lead}{name}_n"] = rate["n"]
+            table[f"{lead}errors"] = float(sum(found["errors"].values()))
+        return table
 
     return measure
 
@@ -148,7 +161,7 @@ def refusal() -> Scorer:
 
 
 def _facts(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {key: metadata[key] for key in ("scene", "kind")}
+    return {key: metadata[key] for key in ("condition", "scene", "kind")}
 
 
 def _row(found: SampleScore) -> dict[str, Any]:
