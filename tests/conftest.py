@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tgalign.checkpoint import pixel_loader, save_checkpoint
-from tgalign.compose import compose
+from tgalign.compose import compose_models
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import Record, read_records
@@ -76,7 +76,7 @@ def vision(tokenizer: Any) -> Any:
 @pytest.fixture(scope="session")
 def composed(llm: Any, tokenizer: Any, vision: Any) -> tuple[Any, Any]:
     """The tiny LLaVA and its processor. Not to be changed; ``llava`` is a copy that may be."""
-    return compose(llm, tokenizer, vision, image_processor(), seed=0)
+    return compose_models(llm, tokenizer, vision, image_processor())
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tgalign import __version__
-from tgalign.commands import check
+from tgalign.commands import check, compose
 from tgalign.errors import UserError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, experiments.")
 app.add_typer(lab, name="lab")
 check.register(app)
+compose.register(app)
 
 
 def _quiet() -> None:
