@@ -177,7 +177,8 @@ def _compose(
             f"{positions} positions: give an encoder with fewer or larger patches"
         )
     probe = TextProbe.of(llm, set(tokenizer.all_special_ids))
-    model = _assemble(llm, vision, layout, image_id, max(len(tokenizer), image_id + 1))
+    with torch.random.fork_rng(devices=[]):  # some modules draw even where nothing is kept
+        model = _assemble(llm, vision, layout, image_id, max(len(tokenizer), image_id + 1))
     model.generation_config = _generation_config(llm, tokenizer)
     probe.compare(model)
     reset_projector(model, projector_seed)

@@ -83,15 +83,13 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
         unknown = tokenizer.unk_token
         fit = unknown is not None and unknown != tokenizer.eos_token
         tokenizer.add_special_tokens({"pad_token": unknown if fit else "<pad>"})
-    image_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    return int(image_id)
+    return tokenizer.get_vocab()[IMAGE_TOKEN]
 
 
 def _is_one_token(tokenizer: PreTrainedTokenizerBase) -> bool:
     ids = tokenizer.encode(f"a{IMAGE_TOKEN}\na", add_special_tokens=False)
-    image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    is_its_own = tokenizer.convert_ids_to_tokens(image_id) == IMAGE_TOKEN
-    return is_its_own and image_id in tokenizer.all_special_ids and ids.count(image_id) == 1
+    image_id = tokenizer.get_vocab().get(IMAGE_TOKEN)
+    return image_id in tokenizer.all_special_ids and ids.count(image_id) == 1
 
 
 def add_image_slot(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -51,12 +51,10 @@ def register(app: typer.Typer) -> None:
         On text the new model gives the language model's logits, which is checked on the saved
         checkpoint; what stock LLaVA cannot carry is refused. The projector is random: train it.
         """
-        from rich.console import Console
-
+        from tgalign.cli import _quiet
         from tgalign.compose import REPORT
         from tgalign.compose import compose as run
         from tgalign.files import read_json
-        from tgalign.cli import _quiet
 
         _quiet()
         run(
