@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tgalign import __version__
-from tgalign.commands import check, compose
+from tgalign.commands import caption, check, compose
 from tgalign.errors import UserError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, exp
 app.add_typer(lab, name="lab")
 check.register(app)
 compose.register(app)
+caption.register(app)
 
 
 def _quiet() -> None:

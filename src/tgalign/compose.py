@@ -20,6 +20,7 @@ from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
 from tgalign.files import folder_at_once, write_json
 from tgalign.image_slot import add_image_slot, add_image_token
+from tgalign.parameters import parameters
 from tgalign.patch_layout import PatchLayout, patch_layout, square_pad_processor
 from tgalign.projector import reset_projector, scale_projector
 from tgalign.source_models import load_llm, load_vision
@@ -243,7 +244,7 @@ def _assemble(llm: Any, vision: Any, layout: PatchLayout, image_id: int, words: 
         state = source.state_dict()
         state[f"{name}.weight"] = _grown(embeddings.weight, rows)
         model.model.language_model.load_state_dict(state, assign=True)
-    except (ValueError, KeyError, RuntimeError) as fault:
+    except Exception as fault:  # whatever an architecture raises that LLaVA does not fit
         kind = text["model_type"]
         raise UserError(f"stock LLaVA cannot carry a {kind!r} model: {fault}") from fault
     if tied:
@@ -279,34 +280,3 @@ def _generation_config(llm: Any, tokenizer: Any) -> Any:
     ):  # as Vicuna's: settings of sampling with do_sample off, which cannot be saved
         config.temperature = config.top_p = config.top_k = config.min_p = config.typical_p = None
     return config
-
-
-def parameters(model: LlavaForConditionalGeneration) -> list[dict[str, Any]]:
-    """Parameters of each part, and whether the stages of training move it.
-
-    Returns:
-        A row ``{"part", "parameters", "stage1", "stage2"}`` per part; a tied LM head counts 0.
-    """
-    from tgalign.config import StageConfig
-    from tgalign.train import freeze
-
-    parts: dict[str, Any] = {
-        "vision tower": model.model.vision_tower,
-        "projector": model.model.multi_modal_projector,
-        "language model": model.model.language_model,
-        "LM head": model.lm_head,
-    }
-    table: list[dict[str, Any]] = []
-    seen: set[int] = set()
-    for part, module in parts.items():
-        new = [weight for weight in module.parameters() if id(weight) not in seen]
-        seen |= {id(weight) for weight in new}
-        table.append({"part": part, "parameters": sum(weight.numel() for weight in new)})
-    stages: dict[str, Any] = {"stage1": ["projector"], "stage2": ["projector", "llm"]}
-    for stage, train in stages.items():
-        settings: Any = {"steps": 1, "batch_size": 1, "projector_lr": 1.0, "llm_lr": 1.0}
-        freeze(model, StageConfig(name=stage, train=train, **settings))
-        for row, module in zip(table, parts.values(), strict=True):
-            row[stage] = any(weight.requires_grad for weight in module.parameters())
-    model.requires_grad_(True)
-    return table

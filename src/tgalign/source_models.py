@@ -1,4 +1,4 @@
-"""Load the language model and the vision encoder that a LLaVA is composed of, safetensors only."""
+"""Load other people's models from folders: safetensors only, with clear errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_llm(path: Path, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]
         AutoModelForCausalLM,
         path,
         config=config,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        dtype=_dtype(dtype),
         trust_remote_code=trust_remote_code,
     )
     return model, _processor(AutoTokenizer, path, "tokenizer", trust_remote_code)
@@ -65,6 +65,34 @@ def load_vision(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> tupl
     if tower is None:
         raise UserError(f"{path} holds a {config.model_type!r} model with no vision encoder in it")
     return tower, _processor(AutoImageProcessor, path, "image processor", trust_remote_code)
+
+
+def load_captioner(path: Path, dtype: str) -> tuple[Any, Any]:
+    """Load any image-text-to-text model and its processor.
+
+    Args:
+        path: Their folder.
+        dtype: ``"auto"`` (as saved) or the name of one.
+
+    Raises:
+        UserError: As ``load_llm``.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    config = _config(path, "image-text-to-text model", trust_remote_code=False)
+    model = _load(AutoModelForImageTextToText, path, config=config, dtype=_dtype(dtype))
+    processor = _processor(AutoProcessor, path, "processor", trust_remote_code=False)
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or getattr(processor, "image_processor", None) is None:
+        raise UserError(f"{path} has a {type(processor).__name__}; expected pictures and texts")
+    processor.chat_template = processor.chat_template or tokenizer.chat_template
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, processor
+
+
+def _dtype(name: str) -> Any:
+    return name if name == "auto" else getattr(torch, name)
 
 
 def _config(path: Path, what: str, trust_remote_code: bool) -> Any:
@@ -106,10 +134,8 @@ def _processor(auto: Any, path: Path, what: str, trust_remote_code: bool) -> Any
 
 
 def _call(auto: Any, path: Path, **options: Any) -> Any:
-    from safetensors import SafetensorError
-
     try:
         return auto.from_pretrained(path, local_files_only=True, **options)
-    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as fault:
+    except Exception as fault:  # what others' files make of transformers is past listing
         hint = "; --trust-remote-code runs it" if "trust_remote_code" in str(fault) else ""
-        raise UserError(f"{path} cannot be loaded: {fault}{hint}") from None
+        raise UserError(f"{path} cannot be loaded: {fault}{hint}") from fault

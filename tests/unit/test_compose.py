@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import (
     PICTURE,
+    TEXT_SIZES,
     clip_processor,
     new_llm,
     new_tokenizer,
@@ -344,7 +345,7 @@ def test_a_composed_model_trains(llm_path, tmp_path, tgalign):
     """On the template that a base model is given, out of a whole CLIP, through both stages."""
     tower = new_vision().config
     torch.manual_seed(3)
-    clip = CLIPModel(transformers.CLIPConfig(vision_config=tower.to_dict()))
+    clip = CLIPModel(transformers.CLIPConfig(vision_config=tower.to_dict(), text_config=TEXT_SIZES))
     clip.save_pretrained(tmp_path / "clip")
     clip_processor().save_pretrained(tmp_path / "clip")
     base = compose(llm_path, tmp_path / "clip", tmp_path / "base")

@@ -24,6 +24,8 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+TEXT_SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 50}
+TEXT_SIZES |= {"num_attention_heads": 4}  # of a CLIP's text side
 PICTURE = 32
 
 

@@ -57,13 +57,13 @@ def answer(
         pictures = [prompts[i].picture for i in batch if prompts[i].picture is not None]
         inputs = processor(
             text=[texts[i] for i in batch],
-            images=pictures or None,
+            images=[[picture] for picture in pictures] or None,  # as all processors take them
             padding=True,
             return_tensors="pt",
             text_kwargs={"padding_side": "left", "add_special_tokens": False},
         )
         inputs.pop("token_type_ids", None)
-        inputs = inputs.to(model.device)
+        inputs = inputs.to(model.device, dtype=model.dtype)  # integers stay what they are
         generated = model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
         )
