@@ -234,7 +234,7 @@ def _assemble(llm: Any, vision: Any, layout: PatchLayout, image_id: int, words: 
         decoders = (llm.base_model, llm.get_decoder())
         source = next((it for it in decoders if it.state_dict().keys() == wanted), None)
         if source is None:
-            raise ValueError("its decoder's weights are not those that stock LLaVA would load")
+            raise ValueError("stock LLaVA would load another decoder for it")
         # Stock LLaVA ties at this name alone; elsewhere (gpt2's wte) the head becomes a copy.
         tied = _is_tied(llm) and getattr(source, "embed_tokens", None) is embeddings
         config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied

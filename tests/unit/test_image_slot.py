@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import clip_processor, new_llm, new_tokenizer, new_vision
 from tokenizers import AddedToken
@@ -53,6 +53,7 @@ TEMPLATES = {
     "bare": "{% for message in messages %}{{ message.content }}|{% endfor %}",
 }
 ROLES = ("user", "assistant")
+SLOWLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50)
 TURNS = st.lists(st.text(max_size=12), min_size=1, max_size=5)
 
 
@@ -78,6 +79,7 @@ def render(tokenizer, turns, prompt=True):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
+@SLOWLY
 @given(contents=TURNS, system=st.none() | st.text(max_size=5), prompt=st.booleans())
 def test_text_chats_render_byte_for_byte_as_before(name, contents, system, prompt):
     if name == "mistral":
@@ -87,6 +89,7 @@ def test_text_chats_render_byte_for_byte_as_before(name, contents, system, promp
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
+@SLOWLY
 @given(contents=TURNS, items=st.lists(st.text(max_size=6) | st.just(None), min_size=1, max_size=4))
 def test_items_render_as_the_string_they_make(name, contents, items):
     """Whatever the template does with strings (trim, count) it does with items as well."""
