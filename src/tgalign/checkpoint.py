@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE
+from tgalign.files import folder_at_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,11 +135,9 @@ def _load_model(path: Path, model_class: Any, dtype: Any) -> Any:
 
 def save_checkpoint(model: Any, processor: Any, path: Path) -> None:
     """Save model and processor beside ``path`` and move them there in one step."""
-    beside = path.with_name(path.name + INCOMPLETE)
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
-    processor.save_pretrained(beside)
-    beside.replace(path)
+    with folder_at_once(path) as beside:
+        model.save_pretrained(beside)
+        processor.save_pretrained(beside)
 
 
 def pixel_loader(processor: Any) -> Callable[[list[Path]], Tensor]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
         raise UserError(f"{path} is damaged ({fault}): remove it, and what it stands in") from None
+
+
+@contextmanager
+def folder_at_once(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes ``folder`` in one step if the context ends well."""
+    beside = folder.with_name(folder.name + INCOMPLETE)
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        yield beside
+        beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def is_free(folder: Path) -> bool:
