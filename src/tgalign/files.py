@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,9 @@ def read_json(path: Path) -> Any:
 def is_free(folder: Path) -> bool:
     """Whether a folder is missing, or holds nothing but what a killed write left."""
     return not folder.is_dir() or all(p.name.endswith(INCOMPLETE) for p in folder.iterdir())
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read piece by piece."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -7,7 +7,7 @@ optional:
 - ``messages``: turns ``{"role": "user" | "assistant", "content": str}`` (TRL's format). The image
   stands before the first user turn. Without an assistant turn nothing is learnt by cross-entropy;
 - ``caption``: the text C the image's states are aligned to; absent rows take no part in the guide;
-- ``retrieved``: ``[{"text", "score", "id"}]``, best first; the first is R;
+- ``retrieved``: ``[{"text", "score", "id"}]``, best first, of which the first is R; or R itself;
 - ``id``: anything, not read.
 
 Another key is a fault: a misspelt ``caption`` must not pass for a row without one.
@@ -85,7 +85,7 @@ def read_records(path: Path, image_root: Path) -> tuple[list[Record], list[Probl
             if not line.strip():
                 continue
             try:
-                record = _parse(line, row, image_root.resolve())
+                record = parse_record(line, row, image_root.resolve())
                 if record.image is not None:
                     check_image(record.image)
                 records.append(record)
@@ -138,7 +138,17 @@ def check_image(path: Path) -> None:
         raise ValueError(f"image {path} has {width}×{height} pixels, more than {MAX_PIXELS:,}")
 
 
-def _parse(line: bytes, row: int, image_root: Path) -> Record:
+def parse_record(line: bytes, row: int, image_root: Path) -> Record:
+    """Check one line of a JSONL file; the picture itself is not opened.
+
+    Args:
+        line: The line.
+        row: Its number, from 1.
+        image_root: The folder, resolved, that image paths are relative to and may not leave.
+
+    Raises:
+        ValueError: Why the line is no record.
+    """
     try:
         data = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as fault:
@@ -192,8 +202,12 @@ def _text(value: Any, field: str) -> str | None:
 def _best_retrieved(value: Any) -> str | None:
     if not value:
         return None
+    if isinstance(value, str):
+        return _text(value, "retrieved text")
     if not isinstance(value, list) or not isinstance(value[0], Mapping) or "text" not in value[0]:
-        raise ValueError('retrieved must be a list of {"text", "score", "id"}, best first')
+        raise ValueError(
+            'retrieved must be a list of {"text", "score", "id"}, best first, or one string'
+        )
     return _text(value[0]["text"], "retrieved text")
 
 
