@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tgalign import __version__
+from tgalign.commands import retrieve
 from tgalign.errors import UserError
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, experiments.")
 app.add_typer(lab, name="lab")
+retrieve.register(app)
 
 
 def _quiet() -> None:

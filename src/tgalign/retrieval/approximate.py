@@ -32,6 +32,9 @@ TARGET_RECALL = 0.95
 _LINKS = 32
 _ITERATIONS = 10
 _POINTS_PER_LIST = 50
+_CENTROIDS = 256
+"""Of each piece of a compressed vector, which has a byte."""
+_POINTS_PER_CENTROID = 40
 _SAMPLE = 256
 _GAIN = 0.005
 """Recall that searching twice as wide must add."""
@@ -80,11 +83,12 @@ def choose(count: int, dimension: int, kind: Kind = "auto") -> tuple[str, str, s
             kind, reason = "ivfpq", f"{size}: too much for memory, so compressed, in lists"
     lists = max(1, round(2 * math.sqrt(count)))
     if kind == "ivfpq":
+        if dimension % 2 or count < _CENTROIDS:
+            raise UserError(
+                f"{size}: ivfpq needs a dimension that is even and {_CENTROIDS} texts or more"
+            )
         # Two channels a byte keep the ten nearest among the candidates, which are scored again.
-        pieces = next((m for m in (dimension // 2, dimension // 4) if m and not dimension % m), 0)
-        if not pieces:
-            raise UserError(f"ivfpq needs a dimension that is even, got {dimension}")
-        return kind, f"IVF{lists},PQ{pieces}", reason
+        return kind, f"IVF{lists},PQ{dimension // 2}", reason
     return kind, {"flat": "Flat", "hnsw": f"HNSW{_LINKS}", "ivf": f"IVF{lists},Flat"}[kind], reason
 
 
@@ -105,16 +109,19 @@ def build(
     """
     faiss = faiss_module()
     index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-    inner = faiss.extract_index_ivf(index) if factory.startswith("IVF") else None
-    if inner is not None:
-        inner.cp.niter = _ITERATIONS
-        index.train(_spread(blocks(), count, max(_POINTS_PER_LIST * inner.nlist, 256 * 40)).numpy())
+    lists = index.nlist if factory.startswith("IVF") else 0
+    if lists:
+        index.cp.niter = _ITERATIONS
+        if "PQ" in factory:
+            index.do_polysemous_training = False  # minutes, for a search we do not do
+        points = max(_POINTS_PER_LIST * lists, _POINTS_PER_CENTROID * _CENTROIDS)
+        index.train(_spread(blocks(), count, points).numpy())
     for block_ND in blocks():
         index.add(block_ND.numpy())
     query_QD = _spread(blocks(), count, _SAMPLE)
     wanted_QK = search(query_QD, blocks(), 11)[1][:, 1:]
-    widest = inner.nlist if inner is not None else 1024
-    effort = 0 if factory == "Flat" else min(widest, 1 if inner is not None else 16)
+    widest = lists or 1024
+    effort = 0 if factory == "Flat" else 1 if lists else 16
     before = -1.0
     while True:
         set_effort(index, effort)

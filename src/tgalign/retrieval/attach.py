@@ -29,7 +29,7 @@ from tgalign.retrieval.nearest import Found, Rules, nearest, shuffle
 
 # Shape legend: Q pictures, D channels.
 
-SHARD_ROWS = 4_096
+SHARD_ROWS = 2_048
 _BATCH = 64
 _CHECKED = 16
 """Pictures of every shard on which an approximate index is compared with exact search."""
@@ -177,6 +177,33 @@ def attach(
     return _gather(job, out, report, settings)
 
 
+def summary(said: dict[str, Any], shown: int = 5) -> list[str]:
+    """What ``attach`` returned, in words: every count that is not 0, and the first faulty rows."""
+    words = {
+        "rows": "rows",
+        "retrieved": "with R",
+        "toxic": "of them from the toxic corpus",
+        "below_floor": "without R: nothing reaches the floor",
+        "nothing_left": "without R: nothing is left but the caption and its like",
+        "no_caption": "without R: no caption, and the encoder is a text model",
+        "no_image": "text only",
+        "left_out": "left out as faulty",
+    }
+    lines = [f"{said[key]:>10,} {text}" for key, text in words.items() if said[key]]
+    if said["mean_similarity"] is not None:
+        lines.append(f"mean similarity of R: {said['mean_similarity']:.3f}")
+    if said["faiss_recall_at_10"] is not None:
+        lines.append(
+            f"recall@10 of faiss on these pictures: {said['faiss_recall_at_10']:.3f} of "
+            f"{said['faiss_wanted']:,} neighbours"
+        )
+    faults = said["faults"]
+    lines += faults[:shown]
+    if len(faults) > shown:
+        lines.append(f"… and {len(faults) - shown} more in the report")
+    return lines
+
+
 def _offsets(records: Path, shard_rows: int) -> tuple[int, ...]:
     """The bytes at which shards start, and the end of the file."""
     offsets = [0]
@@ -272,7 +299,7 @@ class _Rows:
         numbers = [record.row for _, record in self.asked]
         found = nearest(index, query_QD, caption_QD, numbers, self.job.rules)
         rng = random.Random(f"shuffle-{self.job.rules.seed}-{shard}")
-        found = shuffle(found, self.job.shuffled, rng)
+        found = shuffle(index, query_QD, caption_QD, found, self.job.rules, self.job.shuffled, rng)
         self._count(index, found)
         for (place, _), it in zip(self.asked, found, strict=True):
             self.data[place]["retrieved"] = [asdict(text) for text in it.texts]

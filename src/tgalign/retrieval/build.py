@@ -30,7 +30,7 @@ from tgalign.retrieval.index import (
 )
 from tgalign.retrieval.jobs import Engine, Worker, run_shards
 
-SHARD_ROWS = 65_536
+SHARD_ROWS = 16_384
 _SETTINGS, _SOURCES = "settings.json", "sources.json"
 
 

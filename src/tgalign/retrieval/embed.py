@@ -76,23 +76,36 @@ class Embedder:
         Raises:
             UserError: It is missing, cannot be read, or is neither an image-text nor a text model.
         """
+        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
         folder = _folder(path)
         options: Any = {"local_files_only": True}
         try:
             config = AutoConfig.from_pretrained(folder, **options)
-            model = AutoModel.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, **options
-            ).eval()
+            loaded: Any = AutoModel.from_pretrained(
+                folder,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **options,
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            model, info = loaded[0].eval(), loaded[1]
             both = hasattr(model, "get_text_features") and hasattr(model, "get_image_features")
             processor = AutoImageProcessor.from_pretrained(folder, **options) if both else None
-        except (OSError, ValueError, KeyError) as fault:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as fault:
             raise UserError(f"the encoder at {folder} cannot be loaded: {fault}") from None
         if not both:
             _check_text_model(folder, config)
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        # A text model's pooler is not read, and often was never trained.
+        missing = [key for key in info["missing_keys"] if both or not key.startswith("pooler.")]
+        if missing:
+            raise UserError(
+                f"the encoder at {folder} lacks {len(missing)} weight(s), which would be random: "
+                f"{', '.join(sorted(missing)[:3])}"
+            )
         kind: Literal["image-text", "text"] = "image-text" if both else "text"
         identity = Identity(
             path=LAB if str(path) == LAB else str(folder.resolve()),

@@ -20,6 +20,11 @@ from tgalign.errors import UserError
 Engine = Literal["local", "ray"]
 Worker = Callable[[int], None]
 
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
 
 def run_shards(
     make_worker: Callable[[], Worker],
@@ -68,7 +73,8 @@ def _here(make_worker: Callable[[], Worker], shards: Sequence[int]) -> Iterator[
 def _on_ray(
     make_worker: Callable[[], Worker], shards: Sequence[int], workers: int
 ) -> Iterator[int]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data
@@ -79,24 +85,26 @@ def _on_ray(
 
     class OnWorker:
         def __init__(self) -> None:
-            self.work = make_worker()
+            self.work: Worker | None = None
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            self.work(int(row["item"]))
-            return row
+            try:
+                self.work = self.work or make_worker()
+                self.work(int(row["item"]))
+            except UserError as fault:  # Ray would wrap it beyond recognition
+                return row | {"fault": str(fault)}
+            return row | {"fault": ""}
 
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    pool = ray.data.ActorPoolStrategy(size=min(workers, len(shards)))
-    gpus = ray.cluster_resources().get("GPU", 0.0)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    has = ray.cluster_resources()
+    size = max(1, min(workers, len(shards), int(has.get("CPU", 1))))  # more would wait for ever
+    pool = ray.data.ActorPoolStrategy(size=size)
     todo = ray.data.from_items(list(shards), override_num_blocks=len(shards))
-    try:
-        for row in todo.map(OnWorker, compute=pool, num_gpus=min(1.0, gpus / workers)).iter_rows():
-            yield row["item"]
-    except ray.exceptions.RayError as fault:
-        cause: BaseException | None = fault
-        while cause is not None and not isinstance(cause, UserError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise (UserError(str(cause)) if cause else fault) from None
+    mapped = todo.map(OnWorker, compute=pool, num_gpus=min(1.0, has.get("GPU", 0.0) / size))
+    for row in mapped.iter_rows():
+        if row["fault"]:
+            raise UserError(row["fault"])
+        yield row["item"]

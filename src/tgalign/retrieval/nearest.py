@@ -112,11 +112,49 @@ def nearest(
             break
         left = [q for q in left if len(kept[q]) < wanted]
         width = min(8 * width, _MOST)
-    chosen = [row[rules.rank - 1 : wanted] for row in kept]
-    ids = torch.tensor([id_ for row in chosen for id_, _ in row], dtype=torch.long)
-    side = index.side(ids)
+    return _found(index, [row[rules.rank - 1 : wanted] for row in kept], rules)
+
+
+def shuffle(
+    index: Index,
+    query_QD: Tensor,
+    caption_QD: Tensor,
+    found: Sequence[Found],
+    rules: Rules,
+    share: float,
+    rng: random.Random,
+) -> list[Found]:
+    """Give a share of the pictures the R of another one of them; for ablations.
+
+    Args:
+        index: Where R is from.
+        query_QD: As of ``nearest``.
+        caption_QD: As of ``nearest``.
+        found: What each picture got; those that got nothing take no part.
+        rules: They hold of what a picture is given, too.
+        share: Share of the others.
+        rng: Chooses them, and the order in which R is handed round.
+    """
+    places = [place for place, it in enumerate(found) if it.texts]
+    chosen = rng.sample(places, round(share * len(places)))
+    if len(chosen) < 2:
+        return list(found)
+    given = [[text.id for text in found[place].texts] for place in chosen[1:] + chosen[:1]]
+    rows_QF = torch.full((len(given), max(map(len, given))), -1)
+    for place, ids in enumerate(given):
+        rows_QF[place, : len(ids)] = torch.tensor(ids)
+    allowed = _allowed(index, rows_QF, query_QD[chosen], caption_QD[chosen], rules)
+    shuffled = list(found)
+    for place, it in zip(chosen, _found(index, allowed, rules), strict=True):
+        shuffled[place] = it
+    return shuffled
+
+
+def _found(index: Index, rows: Sequence[list[tuple[int, float]]], rules: Rules) -> list[Found]:
+    """The texts of rows that are allowed, without those below the floor."""
+    side = index.side(torch.tensor([id_ for row in rows for id_, _ in row], dtype=torch.long))
     found = []
-    for row in chosen:
+    for row in rows:
         texts = [
             Retrieved(side[id_][0], round(score, 6), id_)
             for id_, score in row
@@ -124,22 +162,6 @@ def nearest(
         ]
         found.append(Found(texts, below_floor=bool(row) and not texts))
     return found
-
-
-def shuffle(rows: Sequence[Found], share: float, rng: random.Random) -> list[Found]:
-    """Give a share of the pictures the R of another one of them; for ablations.
-
-    Args:
-        rows: What each picture got; those that got nothing take no part.
-        share: Share of the others.
-        rng: Chooses them, and the order in which R is handed round.
-    """
-    places = [place for place, it in enumerate(rows) if it.texts]
-    chosen = rng.sample(places, round(share * len(places)))
-    shuffled = list(rows)
-    for place, taken in zip(chosen, chosen[1:] + chosen[:1], strict=True):
-        shuffled[place] = rows[taken]
-    return shuffled
 
 
 def _allowed(
