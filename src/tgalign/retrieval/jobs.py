@@ -20,10 +20,11 @@ from tgalign.errors import UserError
 Engine = Literal["local", "ray"]
 Worker = Callable[[int], None]
 
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+"""Environment of Ray: it reports to nobody, and says less."""
 
 
 def run_shards(
@@ -73,7 +74,7 @@ def _here(make_worker: Callable[[], Worker], shards: Sequence[int]) -> Iterator[
 def _on_ray(
     make_worker: Callable[[], Worker], shards: Sequence[int], workers: int
 ) -> Iterator[int]:
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
         import ray
