@@ -175,8 +175,8 @@ def attach(
     """
     from tgalign.cli import _quiet
     from tgalign.retrieval.attach import attach as run
-    from tgalign.retrieval.attach import summary
     from tgalign.retrieval.nearest import Rules
+    from tgalign.retrieval.tally import summary
 
     _quiet()
     said = run(

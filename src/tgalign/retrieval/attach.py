@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from tgalign.retrieval.embed import Embedder, read_picture
 from tgalign.retrieval.index import MANIFEST, Index
 from tgalign.retrieval.jobs import Engine, Worker, run_shards
 from tgalign.retrieval.nearest import Found, Rules, nearest, shuffle
+from tgalign.retrieval.tally import Tally
 
 # Shape legend: Q pictures, D channels.
 
@@ -33,42 +34,6 @@ SHARD_ROWS = 2_048
 _BATCH = 64
 _CHECKED = 16
 """Pictures of every shard on which an approximate index is compared with exact search."""
-
-
-@dataclass
-class Tally:
-    """What attaching met; counts add up over shards.
-
-    Attributes:
-        rows: Lines read.
-        retrieved: Rows that got at least one text.
-        toxic: Rows whose R comes from the toxic corpus.
-        below_floor: Rows left empty by the floor alone.
-        nothing_left: Rows for which the rules left no text.
-        no_caption: Rows left empty as a text model has nothing to go by.
-        no_image: Text-only rows.
-        left_out: Faulty rows.
-        score_sum: Sum of the similarities of R to the pictures.
-        faiss_hits: Of the ten nearest, those that faiss found, over the pictures checked.
-        faiss_wanted: How many these were.
-    """
-
-    rows: int = 0
-    retrieved: int = 0
-    toxic: int = 0
-    below_floor: int = 0
-    nothing_left: int = 0
-    no_caption: int = 0
-    no_image: int = 0
-    left_out: int = 0
-    score_sum: float = 0.0
-    faiss_hits: float = 0.0
-    faiss_wanted: int = 0
-
-    def add(self, other: dict[str, float]) -> None:
-        """Add another's counts."""
-        for it in fields(self):
-            setattr(self, it.name, getattr(self, it.name) + other[it.name])
 
 
 @dataclass(frozen=True)
@@ -102,7 +67,7 @@ def attach(
     *,
     index: Path,
     image_root: Path | None = None,
-    encoder: str | Path | None = None,
+    encoder: Path | None = None,
     rules: Rules | None = None,
     shuffled: float = 0.0,
     engine: Engine = "local",
@@ -144,7 +109,7 @@ def attach(
     if not root.is_dir():
         raise UserError(f"no image root at {root}: expected the folder that holds the images")
     opened = Index.open(index)
-    where = str(encoder or opened.manifest.encoder.path)
+    where = str(encoder.resolve() if encoder else opened.manifest.encoder.path)
     opened.check_encoder(where)
     settings = {
         "records": sha256(records),
@@ -164,7 +129,16 @@ def attach(
     if not (work / "settings.json").is_file() or read_json(work / "settings.json") != settings:
         shutil.rmtree(work, ignore_errors=True)
         write_json(work / "settings.json", settings)
-    job = Job(records, root, index, where, rules, shuffled, work, _offsets(records, shard_rows))
+    job = Job(
+        records=records.resolve(),
+        image_root=root,
+        index=index.resolve(),
+        encoder=where,
+        rules=rules,
+        shuffled=shuffled,
+        work=work.resolve(),
+        offsets=_offsets(records, shard_rows),
+    )
     shards = range(len(job.offsets) - 1)
     run_shards(
         partial(_attacher, job, shard_rows),
@@ -175,33 +149,6 @@ def attach(
         progress_bar=progress_bar,
     )
     return _gather(job, out, report, settings)
-
-
-def summary(said: dict[str, Any], shown: int = 5) -> list[str]:
-    """What ``attach`` returned, in words: every count that is not 0, and the first faulty rows."""
-    words = {
-        "rows": "rows",
-        "retrieved": "with R",
-        "toxic": "of them from the toxic corpus",
-        "below_floor": "without R: nothing reaches the floor",
-        "nothing_left": "without R: nothing is left but the caption and its like",
-        "no_caption": "without R: no caption, and the encoder is a text model",
-        "no_image": "text only",
-        "left_out": "left out as faulty",
-    }
-    lines = [f"{said[key]:>10,} {text}" for key, text in words.items() if said[key]]
-    if said["mean_similarity"] is not None:
-        lines.append(f"mean similarity of R: {said['mean_similarity']:.3f}")
-    if said["faiss_recall_at_10"] is not None:
-        lines.append(
-            f"recall@10 of faiss on these pictures: {said['faiss_recall_at_10']:.3f} of "
-            f"{said['faiss_wanted']:,} neighbours"
-        )
-    faults = said["faults"]
-    lines += faults[:shown]
-    if len(faults) > shown:
-        lines.append(f"… and {len(faults) - shown} more in the report")
-    return lines
 
 
 def _offsets(records: Path, shard_rows: int) -> tuple[int, ...]:
@@ -340,12 +287,7 @@ def _gather(job: Job, out: Path, report: Path, settings: dict[str, Any]) -> dict
     if not tally.rows:
         beside.unlink()
         raise UserError(f"{job.records} holds no record: expected one JSON object a line")
-    said = asdict(tally) | {
-        "mean_similarity": tally.score_sum / tally.retrieved if tally.retrieved else None,
-        "faiss_recall_at_10": tally.faiss_hits / tally.faiss_wanted if tally.faiss_wanted else None,
-        "faults": faults,
-        "settings": settings,
-    }
+    said = tally.as_dict() | {"faults": faults, "settings": settings}
     write_json(report, said)
     beside.replace(out)
     shutil.rmtree(job.work)

@@ -83,11 +83,12 @@ def build_index(
     if out.exists():
         _check_same(out, settings)
     else:
-        work = _start(out, settings)
+        work = _start(out, settings).resolve()
+        where = encoder if str(encoder) == LAB else Path(encoder).resolve()
         _write_texts(work, sources, toxic_share, shard_rows)
         shards = range(len(list(work.glob("texts-*.parquet"))))
         run_shards(
-            partial(_encoder, work, encoder),
+            partial(_encoder, work, where),
             [shard for shard in shards if not vectors_path(work, shard).is_file()],
             engine=engine,
             workers=workers,

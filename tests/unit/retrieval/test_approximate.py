@@ -16,10 +16,11 @@ pytest.importorskip("faiss", reason="approximate search needs the extra [retriev
 from tgalign.errors import UserError
 from tgalign.retrieval import approximate
 from tgalign.retrieval.approximate import TARGET_RECALL, choose, recall_at
-from tgalign.retrieval.attach import attach, summary
+from tgalign.retrieval.attach import attach
 from tgalign.retrieval.build import build_index
 from tgalign.retrieval.exact import search
 from tgalign.retrieval.index import FAISS, Index
+from tgalign.retrieval.tally import summary
 
 KINDS = ("flat", "hnsw", "ivf", "ivfpq")
 

@@ -17,11 +17,12 @@ from tgalign.data.records import read_records
 from tgalign.errors import UserError
 from tgalign.files import write_text
 from tgalign.retrieval import attach as module
-from tgalign.retrieval.attach import attach, summary
+from tgalign.retrieval.attach import attach
 from tgalign.retrieval.build import build_index
 from tgalign.retrieval.exact import retrieve
 from tgalign.retrieval.nearest import Found, Rules, nearest, shuffle
 from tgalign.retrieval.query import query
+from tgalign.retrieval.tally import summary
 
 
 @pytest.fixture
