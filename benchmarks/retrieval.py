@@ -42,6 +42,7 @@ from tgalign.retrieval.index import (
     Index,
     Manifest,
     Shard,
+    pyarrow_module,
     texts_path,
     vectors_path,
 )
@@ -74,9 +75,7 @@ def _normal(shape: tuple[int, int], seed: str) -> Tensor:
 
 def write_index(folder: Path, size: int) -> None:
     """Write an index of synthetic vectors, shard by shard, as ``retrieve build`` does."""
-    import pyarrow
-    from pyarrow import parquet
-
+    pyarrow = pyarrow_module()
     shards: list[Shard] = []
     for start in range(0, size, SHARD_ROWS):
         number, rows = len(shards), min(SHARD_ROWS, size - start)
@@ -86,7 +85,7 @@ def write_index(folder: Path, size: int) -> None:
             "toxic": [False] * rows,
             "line": list(range(start + 1, start + rows + 1)),
         }
-        parquet.write_table(pyarrow.table(columns), texts_path(folder, number))
+        pyarrow.parquet.write_table(pyarrow.table(columns), texts_path(folder, number))
         digests = [sha256(path(folder, number)) for path in (vectors_path, texts_path)]
         shards.append(Shard(rows=rows, vectors_sha256=digests[0], texts_sha256=digests[1]))
     manifest = Manifest(

@@ -20,7 +20,8 @@ from tgalign.retrieval.exact import search
 
 # Shape legend: N texts, Q queries, K neighbours, D channels.
 
-Kind = Literal["auto", "flat", "hnsw", "ivf", "ivfpq"]
+Chosen = Literal["flat", "hnsw", "ivf", "ivfpq"]
+Kind = Literal["auto"] | Chosen
 
 FLAT_UNTIL, HNSW_UNTIL = 20_000, 100_000
 """Texts up to which each kind is chosen."""
@@ -56,7 +57,7 @@ def faiss_module() -> Any:
     return faiss
 
 
-def choose(count: int, dimension: int, kind: Kind = "auto") -> tuple[str, str, str]:
+def choose(count: int, dimension: int, kind: Kind = "auto") -> tuple[Chosen, str, str]:
     """Choose an index for so many texts.
 
     Args:

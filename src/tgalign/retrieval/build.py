@@ -13,6 +13,8 @@ import numpy as np
 
 from tgalign.errors import UserError
 from tgalign.files import INCOMPLETE, read_json, sha256, write_json
+from tgalign.retrieval import approximate
+from tgalign.retrieval.approximate import Kind
 from tgalign.retrieval.corpus import Source, Text, mix
 from tgalign.retrieval.embed import LAB, Embedder, Identity
 from tgalign.retrieval.index import (
@@ -23,6 +25,7 @@ from tgalign.retrieval.index import (
     Index,
     Manifest,
     Shard,
+    pyarrow_module,
     read_manifest,
     read_vectors,
     texts_path,
@@ -40,7 +43,7 @@ def build_index(
     *,
     encoder: str | Path = LAB,
     backend: Literal["exact", "faiss"] = "exact",
-    kind: Any = "auto",
+    kind: Kind = "auto",
     toxic: Path | None = None,
     toxic_share: float | None = None,
     shard_rows: int = SHARD_ROWS,
@@ -65,13 +68,16 @@ def build_index(
         progress_bar: Whether to draw one.
 
     Raises:
-        UserError: A corpus is missing or holds no text, the encoder cannot be loaded or gives
-            vectors that are not finite, or ``out`` holds something else.
+        UserError: Options that do not go together, a corpus is missing or holds no text, the
+            encoder cannot be loaded or gives vectors that are not finite, or ``out`` holds
+            something else.
     """
     if toxic_share is not None and (toxic is None or not 0 < toxic_share < 1):
         raise UserError(
             f"toxic share {toxic_share}: expected a number between 0 and 1, and a toxic corpus"
         )
+    if kind != "auto" and backend != "faiss":
+        raise UserError(f"kind {kind} is one of faiss: give --backend faiss too")
     identity = Embedder.load(encoder).identity
     sources = [Source(corpus)] + ([Source(toxic, toxic=True)] if toxic else [])
     settings: dict[str, Any] = {
@@ -96,18 +102,16 @@ def build_index(
             progress_bar=progress_bar,
         )
         _write_manifest(work, settings, identity)
-        for name in (_SETTINGS, _SOURCES):
-            (work / name).unlink()
         work.replace(out)
+        for name in (_SETTINGS, _SOURCES):
+            (out / name).unlink()
     if backend == "faiss":
         add_faiss(out, kind)
     return Index.open(out, verify=False)
 
 
-def add_faiss(folder: Path, kind: Any = "auto") -> None:
+def add_faiss(folder: Path, kind: Kind = "auto") -> None:
     """Add an approximate index to an index, unless it has one of this kind."""
-    from tgalign.retrieval import approximate
-
     index = Index.open(folder, verify=False)
     manifest = index.manifest
     chosen, factory, reason = approximate.choose(manifest.count, manifest.dimension, kind)
@@ -177,14 +181,9 @@ def _write_texts(
     work: Path, sources: list[Source], toxic_share: float | None, shard_rows: int
 ) -> None:
     """Write the side tables, and what reading the corpora met."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError("pyarrow is not installed: pip install 'tgalign[retrieval]'") from None
-
     if (work / _SOURCES).is_file():
         return
+    pyarrow = pyarrow_module()
     texts = mix(sources[0], sources[1] if len(sources) > 1 else None, toxic_share)
     for number, rows in enumerate(_batches(texts, shard_rows)):
         columns = {
@@ -192,7 +191,7 @@ def _write_texts(
             "toxic": [it.toxic for it in rows],
             "line": [it.line for it in rows],
         }
-        parquet.write_table(pyarrow.table(columns), texts_path(work, number))
+        pyarrow.parquet.write_table(pyarrow.table(columns), texts_path(work, number))
     if sources[0].kept == 0:
         faults = "".join(f"\n  {fault}" for fault in sources[0].faults())
         raise UserError(f"{sources[0].path} holds no text to retrieve{faults}")
@@ -209,12 +208,10 @@ def _batches(texts: Iterator[Text], size: int) -> Iterator[list[Text]]:
 
 def _encoder(work: Path, encoder: str | Path) -> Worker:
     """What encodes a shard: its texts, read from the side table, to its vectors."""
-    from pyarrow import parquet
-
     embedder = Embedder.load(encoder)
 
     def encode(shard: int) -> None:
-        table = parquet.read_table(texts_path(work, shard))
+        table = pyarrow_module().parquet.read_table(texts_path(work, shard))
         vectors_ND = embedder.texts(table["text"].to_pylist())
         bad = (~vectors_ND.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if bad:

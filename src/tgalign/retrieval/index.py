@@ -113,6 +113,19 @@ def texts_path(folder: Path, shard: int) -> Path:
     return folder / f"texts-{shard:05d}.parquet"
 
 
+def pyarrow_module() -> Any:
+    """The pyarrow package, which reads and writes the side tables.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("pyarrow is not installed: pip install 'tgalign[retrieval]'") from None
+    return pyarrow
+
+
 def read_vectors(path: Path) -> Tensor:
     """A shard's vectors (N, D), mapped into memory: only what is looked at is read.
 
@@ -225,8 +238,7 @@ class Index:
 
     def side(self, rows: Tensor) -> dict[int, tuple[str, bool]]:
         """By row the text, and whether it comes from the toxic corpus."""
-        from pyarrow import parquet
-
+        parquet = pyarrow_module().parquet
         found: dict[int, tuple[str, bool]] = {}
         rows = rows.unique()
         for shard, places, local in self._by_shard(rows):

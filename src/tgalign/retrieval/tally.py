@@ -42,7 +42,7 @@ class Tally:
             setattr(self, it.name, getattr(self, it.name) + other[it.name])
 
     def as_dict(self) -> dict[str, Any]:
-        """The counts, the mean similarity of R and the recall of faiss, None for what there is not."""
+        """The counts, the mean similarity of R and the recall of faiss; None for no such thing."""
         return asdict(self) | {
             "mean_similarity": self.score_sum / self.retrieved if self.retrieved else None,
             "faiss_recall_at_10": (

@@ -87,6 +87,7 @@ def test_a_corpus_becomes_an_index_that_is_asked_and_attached(
         (["build", "none.txt", "--out", "index"], "no corpus at none.txt"),
         (["build", "none.txt", "--out", "index", "--encoder", "none"], "no encoder at none"),
         (["build", "x", "--out", "i", "--backend", "other"], "not one of 'exact'"),
+        (["build", "x", "--out", "i", "--kind", "ivf"], "give --backend faiss too"),
         (["build", "x", "--out", "i", "--engine", "spark"], "not one of 'local'"),
         (["query", "none", "picture.png"], "no index at none"),
         (["attach", "none.jsonl", "--index", "none", "--out", "o"], "no records at none.jsonl"),
