@@ -10,7 +10,7 @@ import typer
 
 from tgalign import __version__
 from tgalign.commands import app as app_command
-from tgalign.commands import caption, check, compare, compose, evaluate
+from tgalign.commands import caption, check, compare, compose, evaluate, retrieve
 from tgalign.commands import diagnose as diagnose_command
 from tgalign.errors import UserError
 
@@ -30,6 +30,7 @@ app_command.register(app)
 compare.register(app)
 compose.register(app)
 caption.register(app)
+retrieve.register(app)
 
 
 def _quiet() -> None:

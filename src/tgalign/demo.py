@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tgalign.demo_results import assemble_results, markdown, print_results, versions
 from tgalign.errors import UserError
-from tgalign.files import claim, read_json, write_json, write_text
+from tgalign.files import claim, read_json, sha256, write_json, write_text
 
 if TYPE_CHECKING:
     from tgalign.lab.alignment_data import DataSize
@@ -113,7 +113,7 @@ def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
     from tgalign.checkpoint import load_llava, save_checkpoint
     from tgalign.lab.alignment_data import build_alignment_data
     from tgalign.lab.arms import arm_config
-    from tgalign.lab.assets import check_assets, lab_llava, sha256
+    from tgalign.lab.assets import check_assets, lab_llava
     from tgalign.lab.measure import measure
     from tgalign.train import train
 

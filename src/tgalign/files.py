@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -83,3 +84,9 @@ def claim(out: Path, marker: str, settings: Any, what: str) -> None:
         write_json(path, settings)
     except OSError as fault:
         raise UserError(f"cannot write to {out}: {fault}") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read piece by piece."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -132,7 +132,7 @@ BAD = {
         {"image": "good.png", "retrieved": [{"text": "x <image>"}]},
         "retrieved text contains a literal '<image>'",
     ),
-    "retrieved a string": ({"image": "good.png", "retrieved": "x"}, "retrieved must be a list"),
+    "retrieved a number only": ({"image": "good.png", "retrieved": 1}, "retrieved must be a list"),
     "retrieved an object": ({"image": "good.png", "retrieved": {"a": 1}}, "must be a list"),
     "retrieved strings": ({"image": "good.png", "retrieved": ["x"]}, "must be a list"),
     "retrieved without text": ({"image": "good.png", "retrieved": [{"id": 1}]}, "must be a list"),
@@ -185,10 +185,11 @@ def test_good_rows_are_read_as_they_are(read, root):
         "",
         "  \t",
         {**GOOD, "id": {"is": "ignored"}, "retrieved": [{"text": None}]},
+        {**GOOD, "retrieved": " a bare text "},
     )
     assert not problems
-    assert [record.row for record in records] == [1, 2, 3, 4, 7]
-    first, second, third, fourth, text = records
+    assert [record.row for record in records] == [1, 2, 3, 4, 7, 8]
+    first, second, third, fourth, text, bare = records
     assert (first.image, first.caption, first.retrieved) == (root / "good.png", "a cat", "first")
     assert first.messages[2:] == (("user", "why ?"), ("assistant", "that ."))
     assert second.image == root / "folder" / "good.jpg"
@@ -198,6 +199,7 @@ def test_good_rows_are_read_as_they_are(read, root):
     assert (third.caption, third.retrieved, third.messages) == (None, None, (("user", "what ?"),))
     assert (fourth.image, fourth.caption, fourth.retrieved) == (root / "good.png", None, None)
     assert (text.image, text.retrieved) == (None, None)
+    assert bare.retrieved == "a bare text"
 
 
 def test_a_misspelt_or_foreign_key_is_a_problem(read):

@@ -7,7 +7,7 @@ messages optional:
 - ``messages``: turns ``{"role": "user" | "assistant", "content": str}``. The image stands before
   the first user turn. Without an assistant turn nothing is learnt by cross-entropy;
 - ``caption``: the text C the image's states are aligned to; absent rows take no part in the guide;
-- ``retrieved``: ``[{"text", "score", "id"}]``, best first; the first is R;
+- ``retrieved``: ``[{"text", "score", "id"}]``, best first, of which the first is R; or R itself;
 - ``id``: anything, not read.
 
 In JSON another key is a fault: a misspelt ``caption`` must not pass for a row without one. The rows
@@ -173,6 +173,20 @@ def listed(problems: list[Problem], shown: int) -> str:
     return "\n".join(lines)
 
 
+def parse_record(line: bytes, row: int, image_root: Path) -> Record:
+    """Check one line of a JSONL file; the picture itself is not opened.
+
+    Args:
+        line: The line.
+        row: Its number, from 1.
+        image_root: The folder, resolved, that image paths are relative to and may not leave.
+
+    Raises:
+        ValueError: Why the line is no record.
+    """
+    return _parse(Raw(row, line, 0), image_root, table=False)[0]
+
+
 def _parse(raw: Raw, root: Path, *, table: bool) -> tuple[Record, bytes | None]:
     """A record, and the file of a picture that stands in the row itself."""
     content = raw.content
@@ -243,8 +257,12 @@ def _text(value: Any, field: str) -> str | None:
 def _best_retrieved(value: Any) -> str | None:
     if not value:
         return None
+    if isinstance(value, str):
+        return _text(value, "retrieved text")
     if not isinstance(value, list) or not isinstance(value[0], Mapping) or "text" not in value[0]:
-        raise ValueError('retrieved must be a list of {"text", "score", "id"}, best first')
+        raise ValueError(
+            'retrieved must be a list of {"text", "score", "id"}, best first, or one string'
+        )
     return _text(value[0]["text"], "retrieved text")
 
 

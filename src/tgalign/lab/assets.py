@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from tgalign.errors import UserError
-from tgalign.files import read_json
+from tgalign.files import read_json, sha256
 
 ASSETS = Path(__file__).parent / "assets"
 LLM, CLIP = "llm", "clip"
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
