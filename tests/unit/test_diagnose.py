@@ -156,8 +156,7 @@ def test_a_killed_diagnosis_goes_on_after_its_last_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(causality, "_patch_batch", killed)
     with pytest.raises(KeyboardInterrupt):
         diagnose(model, processor, tiny_probes(), tmp_path / "killed", **options)
-    done = sorted(path.name for path in (tmp_path / "killed" / "parts").iterdir())
-    assert done == ["patching-0.json", "patching-1.json", "settings.json"]
+    assert len(list((tmp_path / "killed" / "parts").glob("patching-*.json"))) == 2
     assert not (tmp_path / "killed" / "diagnosis.json").exists()
     monkeypatch.setattr(causality, "_patch_batch", patch_batch)
     resumed = diagnose(model, processor, tiny_probes(), tmp_path / "killed", **options)

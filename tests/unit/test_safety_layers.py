@@ -10,9 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from tgalign.diagnose.anatomy import Anatomy
+from families import identity
 from tgalign.diagnose.safety_layers import (
     activation_layers,
     layer_range,
@@ -20,14 +19,6 @@ from tgalign.diagnose.safety_layers import (
     summary,
 )
 from tgalign.evaluate.statistics import bootstrap, bootstrap_mean
-
-
-def identity(num_layers, channels, softcap=None):
-    head = nn.Linear(channels, channels, bias=False)
-    with torch.no_grad():
-        head.weight.copy_(torch.eye(channels))
-    layers = nn.ModuleList(nn.Identity() for _ in range(num_layers))
-    return Anatomy(layers, nn.Identity(), head, 0, softcap)
 
 
 def slow(logits_LBV, ids):

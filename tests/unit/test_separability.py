@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
-from test_safety_layers import identity
 
+from families import identity
 from tgalign.diagnose.correlation import picture_association, scene_correlation
 from tgalign.diagnose.separability import auroc, separability
 

@@ -14,7 +14,7 @@ from tgalign.errors import UserError
 from tgalign.files import read_json, write_text
 from tgalign.report import diagnosis_verdict, page, svg
 from tgalign.report.diagnosis_plots import draw_plots
-from tgalign.report.verdict import rate_text
+from tgalign.report.verdict import rate_text, share
 
 SCHEMA_VERSION = 1
 FILE = "diagnosis.json"
@@ -184,7 +184,10 @@ def _best(diagnosis: Mapping[str, Any], key: str, shown: str | None = None) -> s
     row = diagnosis_verdict.best_patch(diagnosis, key)
     if row is None:
         return "n/a"
-    return rate_text(row[shown]) if shown else f"{rate_text(row[key])} (state {row['layer']})"
+    if shown:
+        return rate_text(row[shown])
+    where = f" (state {row['layer']})" if share(row[key]) else ""
+    return f"{rate_text(row[key])}{where}"
 
 
 def _first_rate(diagnosis: Mapping[str, Any], key: str) -> str:
