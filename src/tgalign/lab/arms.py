@@ -38,7 +38,7 @@ _TGA = ObjectiveConfig(
     similarity="centered_cosine",
     reference="frozen",
     layers="0-6",
-    weight=0.4,
+    weight=0.8,
 )
 # In stage 2 the guide fades out, as in the published code.
 _FADING = _TGA.model_copy(update={"schedule": "linear_decay"})
