@@ -2,16 +2,12 @@
 
 import json
 import re
-import struct
-import sys
-import zlib
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tgalign import cli
 from tgalign.data.check import check
 from tgalign.data.encode import Encoder
 from tgalign.data.sources import open_source
@@ -25,17 +21,8 @@ def llava(*values, **keys):
     return {"conversations": [{"from": who, "value": value} for who, value in turns]} | keys
 
 
-def bomb(width, height):
-    def chunk(name, data):
-        check = struct.pack(">I", zlib.crc32(name + data))
-        return struct.pack(">I", len(data)) + name + data + check
-
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-
-
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory, png_header):
     top = tmp_path_factory.mktemp("top")
     root = top / "root"
     root.mkdir()
@@ -43,23 +30,10 @@ def root(tmp_path_factory):
     Image.effect_noise((40, 30), 60).save(top / "outside.png")
     (root / "cut.png").write_bytes((top / "outside.png").read_bytes()[:100])
     (root / "text.png").write_text("no picture")
-    (root / "bomb.png").write_bytes(bomb(60_000, 60_000))
-    (root / "large.png").write_bytes(bomb(9_000, 8_000))
+    (root / "bomb.png").write_bytes(png_header(60_000, 60_000))
+    (root / "large.png").write_bytes(png_header(9_000, 8_000))
     (root / "link.png").symlink_to(top / "outside.png")
     return root
-
-
-@pytest.fixture
-def tgalign(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tgalign", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.out + said.err
-        return exit_.value.code or 0, said.out, said.err
-
-    return run
 
 
 GOOD = llava(f"<image>\n{WHAT}", "red .", image="good.png")

@@ -323,6 +323,7 @@ HELP = {
     (): ["demo", "train", "lab"],
     ("demo",): ["--out", "--seeds", "--condition", "Examples"],
     ("train",): ["recipe", "metrics.jsonl", "Example"],
+    ("check",): ["--images", "--json", "--preview", "Examples"],
     ("lab",): ["build"],
     ("lab", "build"): ["--check", "--gates", "Examples"],
     ("diagnose",): ["--probes", "--patch-layers", "diagnosis.json", "Examples"],

@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 
-from tgalign import cli
 from tgalign.config import load_config, parse_config
 from tgalign.dry_run import meta_model, plan
 from tgalign.errors import UserError
@@ -141,19 +140,6 @@ def test_recipes_fit_the_cards_they_are_for(plans):
     for name, found in plans.items():
         card = 24e9 if name == "lora_24gb" else 80e9
         assert max(sum(it["bytes"].values()) for it in found["stages"]) < 0.9 * card, name
-
-
-@pytest.fixture
-def tgalign(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tgalign", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.out + said.err
-        return exit_.value.code or 0, said.out, said.err
-
-    return run
 
 
 def test_the_command_prints_the_plan_and_trains_nothing(tgalign, monkeypatch):

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import random
-import struct
-import zlib
 from pathlib import Path
 
 import pytest
@@ -30,19 +28,8 @@ ASSISTANT = {"role": "assistant", "content": "that ."}
 GOOD = {"messages": [USER, ASSISTANT]}
 
 
-def png_header(width, height):
-    """A PNG that claims a size and holds no pixel."""
-
-    def chunk(name, data):
-        check = struct.pack(">I", zlib.crc32(name + data))
-        return struct.pack(">I", len(data)) + name + data + check
-
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-
-
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory, png_header):
     """An image root with good and bad pictures, and one more picture outside of it."""
     top = tmp_path_factory.mktemp("top")
     root = top / "root"
@@ -223,7 +210,7 @@ def test_a_row_that_is_not_utf8_is_a_problem(tmp_path):
     assert "UTF-8" in problems[0].reason
 
 
-def test_a_picture_at_the_limit_of_pixels_is_opened(tmp_path):
+def test_a_picture_at_the_limit_of_pixels_is_opened(tmp_path, png_header):
     (tmp_path / "limit.png").write_bytes(png_header(8_000, MAX_PIXELS // 8_000))
     with pytest.raises(ValueError, match="cannot be read"):  # too large would be said first
         check_image(tmp_path / "limit.png")

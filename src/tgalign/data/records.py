@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
+import uuid
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -89,7 +89,7 @@ def read(
         image_root: The folder that image paths are relative to and may not leave.
         unpack: Where pictures that stand in the rows themselves are written, each once, under its
             SHA-256; None: they are checked, and the image of their record is no file.
-        verify: Whether to open the pictures that are files.
+        verify: Whether to open the pictures.
 
     Yields:
         For every row, in order, the record or why there is none.
@@ -105,13 +105,11 @@ def read(
     def work(raw: Raw) -> Record | Problem:
         try:
             record, picture = _parse(raw, root, table=source.table)
-            if picture is not None:
-                kind = check_image(picture)
-                if unpack is not None:
-                    record = replace(record, image=_unpacked(picture, kind, unpack))
-            elif record.image is not None and verify and record.image not in good:
-                check_image(record.image)
+            if verify and record.image is not None and record.image not in good:
+                check_image(record.image if picture is None else picture)
                 good.add(record.image)
+            if picture is not None and unpack is not None:
+                record = replace(record, image=_unpacked(picture, unpack))
             return record
         except ValueError as fault:
             return Problem(source.name, raw.number, _printable(str(fault)))
@@ -221,12 +219,12 @@ def _parse(raw: Raw, root: Path, *, table: bool) -> tuple[Record, bytes | None]:
     return Record(raw.number, path, caption, retrieved, messages), picture
 
 
-def _unpacked(picture: bytes, kind: str, folder: Path) -> Path:
+def _unpacked(picture: bytes, folder: Path) -> Path:
     """Write a picture under its SHA-256, complete or not at all, unless it is there."""
-    path = folder / f"{hashlib.sha256(picture).hexdigest()}.{kind.lower()}"
+    path = folder / hashlib.sha256(picture).hexdigest()
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{threading.get_ident()}{INCOMPLETE}")
+        beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}{INCOMPLETE}")
         beside.write_bytes(picture)
         beside.replace(path)
     return path
