@@ -17,7 +17,7 @@ TRIAL_STEPS = 8
 TRIAL_ROWS = 256
 TRIAL_PICTURES = 32
 
-ITEMS = 580 * 3 + 300
+ITEMS, SMOKE_ITEMS = 580 * 3 + 300, 22 * 3 + 8
 """Questions of one measurement: pictures, plain and under two attacks, and texts."""
 
 ROUNDS = 2.0
@@ -44,7 +44,7 @@ def estimated_hours(
         plain, guided = (_step_seconds(out, setting, name) for name in ("ce", "paper"))
         seconds += sum(_cost(config, plain, guided) for config in left)
     answers = sum(ROUNDS if it.defence else 1.0 for _, it in todo)
-    seconds += answers * ITEMS * _answer_seconds(out, setting)
+    seconds += answers * (SMOKE_ITEMS if setting.smoke else ITEMS) * _answer_seconds(out, setting)
     return seconds / jobs / 3600
 
 
@@ -59,16 +59,16 @@ def _step_seconds(out: Path, setting: Setting, name: str) -> float:
     """Seconds a step of a method takes, on average over its stages."""
     from tgalign.train import train
 
-    config = training_config(out, 0, setting, name)
+    config, steps = training_config(out, 0, setting, name), 2 if setting.smoke else TRIAL_STEPS
     with tempfile.TemporaryDirectory() as folder, config.records.open(encoding="utf-8") as lines:
         records = Path(folder) / "records.jsonl"
         records.write_text("".join(itertools.islice(lines, TRIAL_ROWS)), encoding="utf-8")
-        stages = [it.model_copy(update={"steps": TRIAL_STEPS}) for it in config.stages]
+        stages = [it.model_copy(update={"steps": steps}) for it in config.stages]
         changed = {"records": records, "image_root": config.records.parent, "stages": stages}
         changed |= {"out": Path(folder) / "run", "logging_steps": 1}
         trial = config.model_copy(update=changed)
         train(trial, progress_bar=False)
-        return training_seconds(trial) / (TRIAL_STEPS * len(stages))
+        return training_seconds(trial) / (steps * len(stages))
 
 
 def _answer_seconds(out: Path, setting: Setting) -> float:
@@ -88,6 +88,6 @@ def show_estimate(console: Console, hours: float, todo: Sequence[tuple[int, Plan
     seeds = len({seed for seed, _ in todo})
     console.print(
         f"{len(todo)} measurements ({len(methods)} methods, {seeds} seeds) are left: about "
-        f"{hours:.1f} hours, from a trial of {TRIAL_STEPS} steps on this machine as busy as it is",
+        f"{hours:.1f} hours, from a trial of a few steps on this machine as busy as it is",
         highlight=False,
     )

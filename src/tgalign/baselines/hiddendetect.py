@@ -76,6 +76,7 @@ def refusal_openings(model: Any, processor: Any, calibration: Calibration) -> li
 def refusal_scores(model: Any, states_LBD: Tensor, openings: list[int]) -> Tensor:
     """Cosine of each state's logits with the vector that is 1 at the refusal tokens, (L, B)."""
     norm, head = model.model.language_model.norm, model.lm_head
+    states_LBD = states_LBD.to(head.weight.dtype)
     logits_LBV = torch.stack([head(norm(states_BD)) for states_BD in states_LBD]).float()
     refusal_V = torch.zeros(logits_LBV.shape[-1], device=logits_LBV.device)
     refusal_V[openings] = 1.0

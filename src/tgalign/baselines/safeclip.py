@@ -47,12 +47,12 @@ def around(model: Any, processor: Any, calibration: Calibration) -> Iterator[Non
             f"{clip.config.vision_config.hidden_size} channels, the model's tower "
             f"{tower.config.hidden_size}: give the CLIP that the tower came from"
         )
-    clip.to(model.device)
-    toxic_KE = encode_texts(clip, tokenizer, list(calibration.descriptors))
+    toxic_KE = encode_texts(clip, tokenizer, list(calibration.descriptors)).to(model.device)
+    project = clip.visual_projection.to(model.device)
 
     @torch.no_grad()
     def scores(pixels: Tensor) -> Tensor:
-        seen_BE = clip.visual_projection(tower(pixels).pooler_output).float()
+        seen_BE = project(tower(pixels.to(tower.dtype)).pooler_output.to(project.weight.dtype))
         best_B: Tensor = (torch.nn.functional.normalize(seen_BE, dim=-1) @ toxic_KE.T).amax(dim=1)
         return best_B
 

@@ -42,10 +42,10 @@ def around(model: Any, processor: Any, calibration: Calibration) -> Iterator[Non
         def edit(layer: int, hidden_BTD: Tensor) -> Tensor | None:
             if hidden_BTD.shape[1] == 1:  # the answer's own tokens are left alone
                 return None
-            shift_BD = hidden_BTD[:, -1] - told_LBD[layer]
+            shift_BD = hidden_BTD[:, -1].float() - told_LBD[layer]
             along_BD = (shift_BD @ safety_LD[layer])[:, None] * safety_LD[layer]
             hidden_BTD = hidden_BTD.clone()
-            hidden_BTD[:, -1] -= along_BD * said_B1
+            hidden_BTD[:, -1] -= (along_BD * said_B1).to(hidden_BTD.dtype)
             return hidden_BTD
 
         with edited_states(model, edit):

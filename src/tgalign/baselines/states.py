@@ -48,26 +48,26 @@ def edited_states(model: Any, edit: Callable[[int, Tensor], Tensor | None]) -> I
 
 @torch.no_grad()
 def last_states(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """States (L, B, D) at the last token of left-padded prompts.
+    """States (L, B, D) in float32 at the last token of left-padded prompts.
 
     Args:
         model: A LLaVA.
         inputs: What its forward takes.
     """
     found: list[Tensor] = []
-    with edited_states(model, lambda _, hidden_BTD: found.append(hidden_BTD[:, -1])):
+    with edited_states(model, lambda _, hidden_BTD: found.append(hidden_BTD[:, -1].float())):
         model(**inputs, use_cache=False, logits_to_keep=1)
     return torch.stack(found)
 
 
 def prompt_states(model: Any, processor: Any, prompts: Sequence[Prompt]) -> Tensor:
-    """States (L, N, D) at the last token of prompts, in no order that can be relied on."""
+    """States (L, N, D) in float32 at the last token of prompts, in no order to rely on."""
     parts: list[list[Tensor]] = []
 
     def keep(layer: int, hidden_BTD: Tensor) -> None:
         if layer == 0:
             parts.append([])
-        parts[-1].append(hidden_BTD[:, -1])
+        parts[-1].append(hidden_BTD[:, -1].float())
 
     with edited_states(model, keep):
         answer(model, processor, prompts, max_new_tokens=1)
