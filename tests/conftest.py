@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of this process and of those it starts
 import pytest
 import torch
 
+from tgalign import cli
 from tgalign.checkpoint import pixel_loader, save_checkpoint
-from tgalign.compose import compose
+from tgalign.compose import compose_models
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import Record, read_records
@@ -76,7 +78,7 @@ def vision(tokenizer: Any) -> Any:
 @pytest.fixture(scope="session")
 def composed(llm: Any, tokenizer: Any, vision: Any) -> tuple[Any, Any]:
     """The tiny LLaVA and its processor. Not to be changed; ``llava`` is a copy that may be."""
-    return compose(llm, tokenizer, vision, image_processor(), seed=0)
+    return compose_models(llm, tokenizer, vision, image_processor())
 
 
 @pytest.fixture
@@ -187,6 +189,23 @@ def encode(processor: Any, composed: tuple[Any, Any]) -> Callable[..., list[Enco
 def collator(processor: Any) -> Collator:
     """The tiny LLaVA's collator."""
     return Collator(processor.tokenizer.pad_token_id, pixel_loader(processor))
+
+
+@pytest.fixture
+def tgalign(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """A function that runs the command line and gives exit status, stdout and stderr."""
+
+    def run(*arguments: Any) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tgalign", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        said = capsys.readouterr()
+        assert "Traceback" not in said.out + said.err
+        return exit_.value.code or 0, said.out, said.err
+
+    return run
 
 
 @pytest.fixture(autouse=True)

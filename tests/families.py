@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     PreTrainedTokenizerFast,
 )
+
+from tgalign.diagnose.anatomy import Anatomy
 
 WORDS = [
     *("a", "picture", "of", "cat", "dog", "beer", "mug", "knife", "describe", "this", "image", "."),
@@ -159,7 +162,7 @@ def _qwen(kind: str, processor: str, vision: dict[str, Any]) -> tuple[Any, Any]:
         text_config={"vocab_size": len(words), **text}, vision_config=vision,
     )  # fmt: skip
     images = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": 256, "longest_edge": 256 * 16},
+        size={"shortest_edge": 256, "longest_edge": 256 * 64},
         patch_size=vision["patch_size"],
         merge_size=2,
     )
@@ -284,3 +287,12 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
         paligemma,
     )
 }  # fmt: skip
+
+
+def identity(num_layers: int, channels: int, softcap: float | None = None) -> Anatomy:
+    """A model whose states are logits: norm and head leave them as they are."""
+    head = nn.Linear(channels, channels, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(channels))
+    layers = nn.ModuleList(nn.Identity() for _ in range(num_layers))
+    return Anatomy(layers, nn.Identity(), head, 0, softcap)

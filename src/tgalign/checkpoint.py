@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE
+from tgalign.files import folder_at_once
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import LlavaForConditionalGeneration, ProcessorMixin
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, ProcessorMixin
 
 
 def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
@@ -25,24 +24,45 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
     import torch
     from transformers import LlavaForConditionalGeneration
 
-    kind = _model_type(path)
-    if kind != "llava":
-        raise UserError(
-            f"{path} holds a {kind!r} model; expected a 'llava' checkpoint "
-            "(LlavaForConditionalGeneration), as compose makes from an LLM and a vision encoder"
-        )
-    model, processor = _load(path, LlavaForConditionalGeneration, torch.float32)
+    processor, _ = load_processor(path)
+    return _load_model(path, LlavaForConditionalGeneration, torch.float32), processor
+
+
+def load_processor(path: Path) -> tuple[ProcessorMixin, LlavaConfig]:
+    """Load all of a stock LLaVA checkpoint but its weights, offline.
+
+    Raises:
+        UserError: There is no checkpoint, or it is not a LLaVA.
+    """
+    config = load_config(path)
+    processor: Any = _load_any_processor(path)
     if getattr(processor, "chat_template", None) is None:
         raise UserError(f"the processor at {path} has no chat template, so no prompt can be made")
     if processor.tokenizer.chat_template is None:  # older checkpoints keep it in the processor
         processor.tokenizer.chat_template = processor.chat_template
     image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    if image_id != model.config.image_token_id:
+    if image_id != config.image_token_id:
         raise UserError(
             f"the tokenizer at {path} gives {IMAGE_TOKEN} the id {image_id}, and config.json says "
-            f"{model.config.image_token_id}: make them the same"
+            f"{config.image_token_id}: make them the same"
         )
-    return model, processor
+    return processor, config
+
+
+def load_config(path: Path) -> LlavaConfig:
+    """Read the config of a stock LLaVA checkpoint, offline.
+
+    Raises:
+        UserError: There is no checkpoint, or it is not a LLaVA.
+    """
+    config = _load_any_config(path)
+    if config.model_type != "llava":
+        raise UserError(
+            f"{path} holds a {config.model_type!r} model; expected a 'llava' checkpoint "
+            "(LlavaForConditionalGeneration), as compose makes from an LLM and a vision encoder"
+        )
+    loaded: LlavaConfig = config
+    return loaded
 
 
 def load_lvlm(path: Path) -> tuple[Any, Any]:
@@ -57,33 +77,42 @@ def load_lvlm(path: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    kind = _model_type(path)
+    kind = _load_any_config(path).model_type
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise UserError(
             f"{path} holds a {kind!r} model; expected one that reads pictures and words, such as "
             "llava, qwen2_5_vl or gemma3 (AutoModelForImageTextToText)"
         )
-    model, processor = _load(path, AutoModelForImageTextToText, "auto")
+    processor = _load_any_processor(path)
+    model = _load_model(path, AutoModelForImageTextToText, "auto")
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     return model.eval(), processor
 
 
-def _model_type(path: Path) -> str:
+def _load_any_config(path: Path) -> Any:
     from transformers import AutoConfig
 
     if not (path / "config.json").is_file():
         raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
     try:
-        return str(AutoConfig.from_pretrained(path, local_files_only=True).model_type)
+        return AutoConfig.from_pretrained(path, local_files_only=True)
     except (ValueError, OSError) as fault:
         raise UserError(f"{path}/config.json cannot be read: {fault}") from None
 
 
-def _load(path: Path, model_class: Any, dtype: Any) -> tuple[Any, Any]:
-    """Model and processor, safetensors only; no weight may be missing."""
-    from safetensors import SafetensorError
+def _load_any_processor(path: Path) -> Any:
     from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError, ImportError) as fault:
+        raise UserError(f"the processor at {path} cannot be loaded: {fault}") from None
+
+
+def _load_model(path: Path, model_class: Any, dtype: Any) -> Any:
+    """The weights, safetensors only; none may be missing."""
+    from safetensors import SafetensorError
 
     try:
         model, info = model_class.from_pretrained(
@@ -93,7 +122,6 @@ def _load(path: Path, model_class: Any, dtype: Any) -> tuple[Any, Any]:
             dtype=dtype,
             output_loading_info=True,
         )
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
     except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as fault:
         raise UserError(f"the checkpoint at {path} cannot be loaded: {fault}") from None
     if info["missing_keys"]:
@@ -102,16 +130,14 @@ def _load(path: Path, model_class: Any, dtype: Any) -> tuple[Any, Any]:
             f"the checkpoint at {path} lacks {len(missing)} weight(s), which would be random: "
             f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
         )
-    return model, processor
+    return model
 
 
 def save_checkpoint(model: Any, processor: Any, path: Path) -> None:
     """Save model and processor beside ``path`` and move them there in one step."""
-    beside = path.with_name(path.name + INCOMPLETE)
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
-    processor.save_pretrained(beside)
-    beside.replace(path)
+    with folder_at_once(path) as beside:
+        model.save_pretrained(beside)
+        processor.save_pretrained(beside)
 
 
 def pixel_loader(processor: Any) -> Callable[[list[Path]], Tensor]:

@@ -10,7 +10,7 @@ import typer
 
 from tgalign import __version__
 from tgalign.commands import app as app_command
-from tgalign.commands import compare, evaluate
+from tgalign.commands import caption, check, compare, compose, evaluate, retrieve
 from tgalign.commands import diagnose as diagnose_command
 from tgalign.errors import UserError
 
@@ -24,9 +24,13 @@ app = typer.Typer(
 )
 lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, experiments.")
 app.add_typer(lab, name="lab")
+check.register(app)
 evaluate.register(app)
 app_command.register(app)
 compare.register(app)
+compose.register(app)
+caption.register(app)
+retrieve.register(app)
 
 
 def _quiet() -> None:
@@ -101,17 +105,35 @@ def demo(
     )
 
 
-@app.command(epilog="Example:\n\n`tgalign train recipes/lab.yaml`")
+@app.command(
+    epilog="Examples:\n\n`tgalign train recipes/lab.yaml`\n\n"
+    "`tgalign train recipes/paper_stage2.yaml --dry-run --processes 8`"
+)
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML recipe (see recipes/).")],
     progress: Annotated[bool, typer.Option(help="Draw progress bars.")] = True,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Validate the recipe, print sizes, steps and memory, stop."),
+    ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="With --dry-run: how many would share a step.")
+    ] = 1,
 ) -> None:
     """Train a LLaVA checkpoint through the stages of a recipe.
 
     Writes a stock LLaVA checkpoint to OUT/checkpoint and the named losses to
-    OUT/STAGE/metrics.jsonl. A killed run goes on where it was.
+    OUT/STAGE/metrics.jsonl. A killed run goes on where it was. Bad rows are left out, counted and
+    named, up to the recipe's `max_bad_share`.
     """
     from tgalign.config import load_config
+
+    if dry_run:
+        from tgalign.dry_run import print_plan
+
+        _quiet()
+        print_plan(load_config(config), processes)
+        return
     from tgalign.train import train as run
 
     _quiet()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,52 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({fault}): remove it, and what it stands in") from None
 
 
+@contextmanager
+def folder_at_once(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes ``folder`` in one step if the context ends well."""
+    beside = folder.with_name(folder.name + INCOMPLETE)
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        yield beside
+        beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def is_free(folder: Path) -> bool:
     """Whether a folder is missing, or holds nothing but what a killed write left."""
     return not folder.is_dir() or all(p.name.endswith(INCOMPLETE) for p in folder.iterdir())
+
+
+def claim(out: Path, marker: str, settings: Any, what: str) -> None:
+    """Make a folder for a run, or check that the run found there has the same settings.
+
+    Args:
+        out: The folder.
+        marker: The file in it that holds the settings.
+        settings: Those of this run, plain data.
+        what: What kind of run it is, for messages.
+
+    Raises:
+        UserError: It cannot be written, or holds something else.
+    """
+    path = out / marker
+    try:
+        if path.is_file():
+            if read_json(path) != settings:
+                raise UserError(
+                    f"{out} holds a {what} with other settings ({path}): give another --out, or "
+                    "remove it"
+                )
+            return
+        if not is_free(out):
+            raise UserError(f"{out} is not empty and holds no {what}: give another --out")
+        write_json(path, settings)
+    except OSError as fault:
+        raise UserError(f"cannot write to {out}: {fault}") from None
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read piece by piece."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -14,6 +14,7 @@ the joint space.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class Corpus:
 
     @staticmethod
     def load(
-        config: SyntheticConfig, records: list[Record], model: Any, encoder: Encoder
+        config: SyntheticConfig, records: Sequence[Record], model: Any, encoder: Encoder
     ) -> Corpus:
         """Read and check all that synthetic pictures need.
 
@@ -118,7 +119,7 @@ class Corpus:
         return Corpus(texts, rows, clip, config.ridge)
 
     def pictures(
-        self, chosen: list[int], records: list[Record], cache: VisionCache, seed: int
+        self, chosen: list[int], records: Sequence[Record], cache: VisionCache, seed: int
     ) -> list[EncodedRecord]:
         """Make features of some of the texts, add them to the pictures', and give their rows.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,12 +18,12 @@ class TextCache:
     """States of texts; called with texts, it gives their states (N, L, D) in float32.
 
     Args:
-        rows: The rows, of all stages, whose captions and retrieved texts and whose companions' are
+        rows: The rows of every stage, whose captions and retrieved texts and whose companions' are
             kept: always the same ones in the same batches, so that a resumed run computes with the
             numbers of a straight one.
     """
 
-    def __init__(self, rows: list[EncodedRecord]) -> None:
+    def __init__(self, rows: Sequence[Sequence[EncodedRecord]]) -> None:
         self._rows = rows
         self._index: dict[tuple[tuple[int, ...], int, int], int] = {}
         self._layers: list[int] = []
@@ -41,9 +43,7 @@ class TextCache:
         """
         if task.layers == self._layers:
             return
-        every = [it for row in self._rows for it in (row, row.companion) if it is not None]
-        found = [span for row in every for span in (row.caption, row.retrieved)]
-        distinct = {_key(span): span for span in found if span is not None}
+        distinct = {_key(span): span for rows in self._rows for span in _spans(rows)}
         if not distinct:
             return
         spans = sorted(distinct.values(), key=lambda span: len(span.input_ids))
@@ -61,6 +61,13 @@ class TextCache:
     def __call__(self, texts: list[Span]) -> Tensor:
         """The states of texts, once they are there."""
         return self._states_NLD[[self._index[_key(span)] for span in texts]]
+
+
+def _spans(rows: Sequence[EncodedRecord]) -> Iterator[Span]:
+    for row in rows:
+        for it in (row, row.companion):
+            if it is not None:
+                yield from (span for span in (it.caption, it.retrieved) if span is not None)
 
 
 def _key(span: Span) -> tuple[tuple[int, ...], int, int]:

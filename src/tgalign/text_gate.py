@@ -19,6 +19,7 @@ from typing import Any
 
 from tgalign.data.encode import EncodedRecord
 from tgalign.data.records import Record
+from tgalign.data.spool import Lazy
 from tgalign.errors import UserError
 from tgalign.evaluate.generate import Prompt, answer
 from tgalign.evaluate.refusal import judge
@@ -71,7 +72,7 @@ class Verdicts:
 
 def verdicts_of(
     out: Path,
-    records: list[Record],
+    records: Sequence[Record],
     corpus: list[str],
     model: Any,
     processor: Any,
@@ -93,11 +94,15 @@ def verdicts_of(
     """
     if (out / _FILE).is_file():
         return Verdicts(**read_json(out / _FILE))
-    asked = [it for it in records if it.image is not None and it.caption is not None]
+    asked = [
+        (it.row, it.caption, it.messages[0][1])
+        for it in records
+        if it.image is not None and it.caption is not None
+    ]
     if not asked:
         raise UserError("text_gate asks about captions of pictures, and no row has both")
-    captions = [it.caption or "" for it in asked] + corpus
-    questions = [it.messages[0][1] for it in asked]
+    captions = [caption for _, caption, _ in asked] + corpus
+    questions = [question for _, _, question in asked]
     questions += Counter(questions).most_common(1)[0][:1] * len(corpus)
     title = "text gate" if progress_bar else None
     said = refuses(model, processor, captions, questions, title=title)
@@ -108,26 +113,33 @@ def verdicts_of(
             len(asked),
             len(corpus),
         )
-    rows = [it.row for it, refused in zip(asked, said, strict=False) if refused]
+    rows = [row for (row, _, _), refused in zip(asked, said, strict=False) if refused]
     texts = [number for number, refused in enumerate(said[len(asked) :]) if refused]
     return Verdicts(rows, texts)
 
 
-def gated(records: list[Record], verdicts: Verdicts) -> tuple[list[Record], list[Record]]:
+def gated(
+    records: Sequence[Record], verdicts: Verdicts
+) -> tuple[Sequence[Record], Sequence[Record]]:
     """Drop the answers of the refused records.
 
     Returns:
         The records, those refused without any turn after the first question; and the refused ones
         again, by themselves.
     """
-    refused = set(verdicts.rows)
-    kept = [replace(it, messages=it.messages[:1]) if it.row in refused else it for it in records]
-    return kept, [it for it in kept if it.row in refused]
+    rows = set(verdicts.rows)
+
+    def kept(number: int) -> Record:
+        it = records[number]
+        return replace(it, messages=it.messages[:1]) if it.row in rows else it
+
+    refused = [number for number, it in enumerate(records) if it.row in rows]
+    return Lazy(len(records), kept), Lazy(len(refused), lambda number: kept(refused[number]))
 
 
 def with_companions(
-    rows: list[EncodedRecord], companions: list[EncodedRecord], share: float
-) -> list[EncodedRecord]:
+    rows: Sequence[EncodedRecord], companions: list[EncodedRecord], share: float
+) -> Sequence[EncodedRecord]:
     """Give a share of the rows another one that goes into the same batch, always the same.
 
     So the same records are learnt at the same step, with companions or without.
@@ -137,16 +149,13 @@ def with_companions(
         companions: What to put beside them; none: the rows stay as they are.
         share: Share of the rows that get one.
     """
-
-    def draw(number: int) -> tuple[float, int]:
-        digest = hashlib.sha256(f"companion-{number}".encode()).digest()
-        return int.from_bytes(digest[:4]) / 2**32, int.from_bytes(digest[4:12])
-
     if not companions:
         return rows
-    paired = []
-    for number, row in enumerate(rows):
-        drawn, which = draw(number)
+
+    def paired(number: int) -> EncodedRecord:
+        digest = hashlib.sha256(f"companion-{number}".encode()).digest()
+        drawn, which = int.from_bytes(digest[:4]) / 2**32, int.from_bytes(digest[4:12])
         companion = companions[which % len(companions)] if drawn < share else None
-        paired.append(replace(row, companion=companion))
-    return paired
+        return replace(rows[number], companion=companion)
+
+    return Lazy(len(rows), paired)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from tgalign.checkpoint import load_llava, pixel_loader, save_checkpoint
 from tgalign.config import StageConfig, TrainConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
+from tgalign.data.load import UNPACKED, TrainingData
 from tgalign.data.records import Problem, Record, read_records, require_all_good
+from tgalign.data.sources import image_root_of
 from tgalign.errors import UserError
 from tgalign.files import is_free, read_json, write_text
 from tgalign.pooling import parse_layers
@@ -56,13 +60,19 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
             shutil.rmtree(state)
         shutil.rmtree(config.out / stage.name / "incomplete", ignore_errors=True)
         (config.out / stage.name / "end.safetensors").unlink(missing_ok=True)
+    shutil.rmtree(config.out / UNPACKED, ignore_errors=True)
     return checkpoint
 
 
 def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> None:
-    root = config.image_root or config.records.parent
-    records, problems = read_records(config.records, root)
-    require_all_good(problems)
+    data = TrainingData(
+        config.records,
+        config.image_root or image_root_of(config.records),
+        out=config.out,
+        max_bad_share=config.max_bad_share,
+        progress_bar=progress_bar,
+    )
+    records = data.records
     model, processor = load_llava(config.model)
     # Everything that a later stage would refuse is said before the first, which may take days.
     _check_model(model, config)
@@ -72,24 +82,23 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
     if torch.accelerator.is_available():
         moved: Any = model
         moved.to(torch.accelerator.current_accelerator())
-    refused: list[Record] = []
+    refused: Sequence[Record] = []
     verdicts = Verdicts([], [])
     if config.text_gate:
         texts = corpus.texts if corpus else []
         verdicts = verdicts_of(config.out, records, texts, model, processor, progress_bar)
         records, refused = gated(records, verdicts)
-    rows = [_stage_rows(model, processor, config, stage, records) for stage in config.stages]
+    rows = [_stage_rows(model, processor, config, stage, records, data) for stage in config.stages]
     _write_config(config)
+    data.write(config.out)
     if config.text_gate:
         verdicts.write(config.out)
     load_pixels = pixel_loader(processor)
-    images = [record.image for record in records if record.image is not None]
-    images += [row.image for rows in probes.values() for row in rows if row.image is not None]
-    caching = (
-        cached_vision(model, images, load_pixels)
-        if config.cache_vision
-        else nullcontext(load_pixels)
-    )
+    caching: Any = nullcontext(load_pixels)
+    if config.cache_vision:
+        images = [record.image for record in records if record.image is not None]
+        images += [row.image for each in probes.values() for row in each if row.image is not None]
+        caching = cached_vision(model, images, load_pixels)
     with caching as load:
         companions = [encoder.encode(record) for record in refused]
         if corpus is not None:
@@ -97,7 +106,7 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
             companions += corpus.pictures(verdicts.texts, records, load, config.seed)
         rows = [with_companions(each, companions, config.companions) for each in rows]
         collator = Collator(processor.tokenizer.pad_token_id, load)
-        states = TextCache([row for each in rows for row in each])
+        states = TextCache(rows)
         batches = {name: collator(probe) for name, probe in probes.items()}
         for stage, stage_rows in zip(config.stages, rows, strict=True):
             _train_stage(model, config, stage, stage_rows, collator, states, batches, progress_bar)
@@ -127,23 +136,27 @@ def _check_model(model: Any, config: TrainConfig) -> None:
 
 
 def _stage_rows(
-    model: Any, processor: Any, config: TrainConfig, stage: StageConfig, records: list[Record]
-) -> list[EncodedRecord]:
+    model: Any,
+    processor: Any,
+    config: TrainConfig,
+    stage: StageConfig,
+    records: Sequence[Record],
+    data: TrainingData,
+) -> Sequence[EncodedRecord]:
     """Check a stage against the model and encode the rows it trains on.
 
     Raises:
-        UserError: No row to learn from, or naming every row that is too long or teaches nothing.
+        UserError: No row to learn from, or too many that are too long or teach nothing.
     """
-    if "llm" not in stage.train:
-        # A text-only row reaches no trained weight while the LLM is frozen.
-        records = [record for record in records if record.image is not None]
-        if not records:
-            raise UserError(
-                f"stage {stage.name} trains the projector alone, and no row has an image"
-            )
     encoder = _encoder(model, processor, config, stage.retrieved_in_prompt)
-    rows, problems = encoder.encode_all(records, config.records.name)
-    require_all_good(problems)
+    # A text-only row reaches no trained weight while the LLM is frozen.
+    used = (it for it in records if "llm" in stage.train or it.image is not None)
+    rows = data.encode(encoder, used, stage.name)
+    if not rows:
+        raise UserError(
+            f"stage {stage.name} has no row to learn from"
+            + ("" if "llm" in stage.train else ": it trains the projector alone, on pictures")
+        )
     centered = stage.objective.weight > 0 and stage.objective.similarity == "centered_cosine"
     if centered and all(row.caption is None for row in rows):
         raise UserError(f"stage {stage.name}: centered_cosine needs captions, and no row has one")
@@ -219,7 +232,7 @@ def _train_stage(
     model: Any,
     config: TrainConfig,
     stage: StageConfig,
-    rows: list[EncodedRecord],
+    rows: Sequence[EncodedRecord],
     collator: Collator,
     states: TextCache,
     probes: dict[str, dict[str, Tensor]],
@@ -258,7 +271,11 @@ def _train_stage(
 
 
 def estimate_center(
-    task: AlignmentTask, rows: list[EncodedRecord], collator: Collator, *, num_captions: int = 1024
+    task: AlignmentTask,
+    rows: Sequence[EncodedRecord],
+    collator: Collator,
+    *,
+    num_captions: int = 1024,
 ) -> None:
     """Set the centre of ``centered_cosine``: the mean caption state at the start of the stage.
 
@@ -267,10 +284,11 @@ def estimate_center(
     """
     if task.objective.similarity != "centered_cosine" or task.objective.weight == 0:
         return
-    captioned = sorted(
+    captioned = heapq.nsmallest(
+        num_captions,
         (row for row in rows if row.caption is not None),
         key=lambda row: hashlib.sha256(repr(row.caption).encode()).digest(),
-    )[:num_captions]
+    )
     assert captioned, "checked before the first stage"
     total_LD = torch.zeros_like(task.center_LD)
     for start in range(0, len(captioned), 128):

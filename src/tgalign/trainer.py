@@ -17,14 +17,14 @@ import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
+from torch.utils.data import Dataset, SequentialSampler, Subset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -62,7 +62,7 @@ class TGATrainer(Trainer):
         self,
         task: AlignmentTask,
         stage: StageConfig,
-        rows: list[EncodedRecord],
+        rows: Sequence[EncodedRecord],
         collator: Collator,
         folder: Path,
         *,
@@ -85,7 +85,7 @@ class TGATrainer(Trainer):
             rows_per_step=stage.batch_size * stage.accumulation,
             seed=seed,
         )
-        self._rows = [rows[number] for number in order]
+        self._rows = Subset(cast("Dataset[EncodedRecord]", rows), order)
         super().__init__(
             model=task,
             args=TrainingArguments(

@@ -43,6 +43,8 @@ def test_readme_commands_run(tmp_path: Path) -> None:
         if arguments[:2] == ["lab", "experiment"]:
             for small in ("stage.steps=2", "data.pictures=80", "data.texts=20", "data.corpus=100"):
                 arguments += ["--set", small]
+        if arguments[0] == "diagnose":
+            arguments += ["--per-scene", "2", "--patch-layers", "2-2"]
         done = subprocess.run(
             [sys.executable, "-m", "tgalign", *arguments],
             cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,

@@ -396,7 +396,7 @@ def test_a_finished_run_is_not_trained_again(straight, settings, tmp_path, monke
     assert left_over(out) == []
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     monkeypatch.setattr(tgalign.train, "load_llava", lambda path: pytest.fail("loaded"))
-    monkeypatch.setattr(tgalign.train, "read_records", lambda *args: pytest.fail("read"))
+    monkeypatch.setattr(tgalign.train, "TrainingData", lambda *args, **named: pytest.fail("read"))
     run(data)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 

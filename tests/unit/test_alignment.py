@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tgalign.diagnose.alignment import alignment_by_layer
+from tgalign.diagnose.alignment import (
+    alignment_by_layer,
+    alignment_of_rows,
+    cosine_to_others,
+    linear_cka,
+)
 
 L, B, D = 3, 8, 5
 KEYS = ["cosine", "centered_cosine", "caption_retrieval"]
@@ -137,3 +142,40 @@ def test_bad_tensors_are_named(image, caption, center, words):
             center_LD=None if center is None else torch.zeros(center),
         )
     assert all(word in str(caught.value) for word in words)
+
+
+def test_cosine_to_others_is_the_mean_over_all_other_rows():
+    x_LBD, y_LBD = torch.randn(2, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    for other in (None, y_LBD):
+        found_LB = cosine_to_others(x_LBD, other)
+        against = x_LBD if other is None else other
+        for layer in range(2):
+            for row in range(5):
+                expected = [
+                    torch.cosine_similarity(x_LBD[layer, row], against[layer, it], dim=0)
+                    for it in range(5)
+                    if it != row
+                ]
+                torch.testing.assert_close(found_LB[layer, row], torch.stack(expected).mean())
+
+
+def test_cka_sees_what_rows_share_and_neither_turn_nor_scale():
+    generator = torch.Generator().manual_seed(0)
+    x_LBD = torch.randn(2, 40, 12, generator=generator)
+    turn_DD = torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q
+    torch.testing.assert_close(linear_cka(x_LBD, x_LBD @ turn_DD * 3 + 5), torch.ones(2))
+    torch.testing.assert_close(linear_cka(x_LBD, x_LBD.flip(1)), linear_cka(x_LBD.flip(1), x_LBD))
+    # Few rows in many channels: the usual, biased estimate is 0.9 for states with nothing alike.
+    alone, apart = torch.randn(2, 1, 12, 200, generator=generator)
+    assert linear_cka(alone, apart).abs().item() < 0.3
+    assert linear_cka(torch.ones(1, 6, 3), x_LBD[:1, :6]).item() == 0
+    with pytest.raises(ValueError, match="at least four"):
+        linear_cka(x_LBD[:, :3], x_LBD[:, :3])
+
+
+def test_rows_average_to_what_is_measured_of_all():
+    x_LBD, y_LBD = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(1))
+    rows = alignment_of_rows(x_LBD, y_LBD)
+    for name, value_L in alignment_by_layer(x_LBD, y_LBD).items():
+        assert rows[name].shape == (3, 6)
+        torch.testing.assert_close(rows[name].mean(-1), value_L)

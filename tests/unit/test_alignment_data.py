@@ -1,6 +1,7 @@
 """The lab's alignment data: no picture is refused, toxic pictures stand as the condition says."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -179,3 +180,13 @@ def test_the_pictures_are_what_the_captions_say(data):
         ]
         assert min(shades) > 0.8
         assert max(shades) < 1.15
+
+
+def test_a_scene_left_out_is_neither_shown_nor_mentioned(build, tmp_path):
+    path = build(tmp_path / "data", size=replace(SIZE, left_out="alcohol"))
+    alcohol = [thing.name for thing in toxic_things() if thing.scene == "alcohol"]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    seen = [row["caption"] for row in pictures(rows)]
+    seen += (path.parent / "corpus.jsonl").read_text().splitlines()
+    assert sum(map(is_toxic, pictures(rows))) == 15
+    assert not any(name in text for name in alcohol for text in seen)

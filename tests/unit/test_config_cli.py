@@ -10,26 +10,11 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tgalign import __version__, cli
+from tgalign import __version__
 from tgalign.config import ObjectiveConfig, TrainConfig, load_config, parse_config
 from tgalign.errors import UserError
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "PIL", "matplotlib")
-
-
-@pytest.fixture
-def tgalign(monkeypatch, capsys):
-    """A function that runs the command line and gives exit status, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tgalign", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.out + said.err
-        return exit_.value.code or 0, said.out, said.err
-
-    return run
 
 
 @pytest.fixture
@@ -340,6 +325,7 @@ HELP = {
     ("train",): ["recipe", "metrics.jsonl", "Example"],
     ("lab",): ["build"],
     ("lab", "build"): ["--check", "--gates", "Examples"],
+    ("diagnose",): ["--probes", "--patch-layers", "diagnosis.json", "Examples"],
 }
 
 

@@ -16,7 +16,7 @@ def seen(monkeypatch):
     """The configs and data sizes that were to be run; nothing is trained."""
     calls = []
 
-    def measured(config, data, condition, size, seed, llm):
+    def measured(config, data, condition, size, seed, llm, quality):
         calls.append((config, data, size))
         return {"rates": {}, "alignment": []}
 
@@ -61,6 +61,18 @@ def test_changes_reach_the_recipe_one_stage_both_and_the_data(seen, tmp_path):
     assert (size.pictures, size.retrieved) == (99, "random")
 
 
+def test_another_quality_of_r_has_records_of_its_own_in_the_same_data(seen, tmp_path):
+    run(tmp_path)
+    run(tmp_path, "quality.rank=10")
+    run(tmp_path, "quality.shuffled=0.5")
+    assert len({data for _, data, _ in seen}) == 1
+    plain, ranked, shuffled = (config.records for config, _, _ in seen)
+    assert plain.name == "records.jsonl"
+    assert plain.parent == ranked.parent == shuffled.parent
+    assert len({plain, ranked, shuffled}) == 3
+    assert len({config.out for config, _, _ in seen}) == 3
+
+
 def test_other_data_or_settings_have_other_folders_and_a_finished_one_is_not_repeated(
     seen, tmp_path
 ):
@@ -87,6 +99,9 @@ def test_other_data_or_settings_have_other_folders_and_a_finished_one_is_not_rep
         (["data.picture=1"], "data.picture"),
         (["data.pictures=many"], "data.pictures"),
         (["data.retrieved=neares"], "data.retrieved"),
+        (["quality.rang=1"], "unknown setting quality.rang; those of the quality: rank"),
+        (["quality.rank=0"], "quality.rank: Input should be greater"),
+        (["quality.noise_share=2"], "quality.noise_share"),
         (["data.objects=all"], "is not to be changed here"),
         (["out=elsewhere"], "is not to be changed here"),
         (["companions=[0.5"], "is no YAML"),

@@ -98,8 +98,9 @@ def test_lab_recipe_is_the_demos_tga_arm() -> None:
     arm = arm_config(
         "tga", model=recipe.model, data=recipe.records.parent, out=recipe.out, seed=0, smoke=False
     )
-    # The demo picks the precision by the machine; a recipe states one.
-    assert recipe == arm.model_copy(update={"precision": recipe.precision})
+    # The demo picks the precision by the machine; a recipe states one. It always has its model.
+    changed = {"precision": recipe.precision, "architecture": recipe.architecture}
+    assert recipe == arm.model_copy(update=changed)
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tgalign.data import records as module
+from tgalign.data.pictures import MAX_PIXELS, check_image
 from tgalign.data.records import (
     DEFAULT_QUESTION,
-    MAX_PIXELS,
     Problem,
-    check_image,
     read_records,
     require_all_good,
 )
@@ -26,6 +25,7 @@ from tgalign.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO", "PCX")
 USER = {"role": "user", "content": "what ?"}
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")
 ASSISTANT = {"role": "assistant", "content": "that ."}
 GOOD = {"messages": [USER, ASSISTANT]}
 
@@ -132,7 +132,7 @@ BAD = {
         {"image": "good.png", "retrieved": [{"text": "x <image>"}]},
         "retrieved text contains a literal '<image>'",
     ),
-    "retrieved a string": ({"image": "good.png", "retrieved": "x"}, "retrieved must be a list"),
+    "retrieved a number only": ({"image": "good.png", "retrieved": 1}, "retrieved must be a list"),
     "retrieved an object": ({"image": "good.png", "retrieved": {"a": 1}}, "must be a list"),
     "retrieved strings": ({"image": "good.png", "retrieved": ["x"]}, "must be a list"),
     "retrieved without text": ({"image": "good.png", "retrieved": [{"id": 1}]}, "must be a list"),
@@ -154,9 +154,10 @@ BAD = {
     "an empty turn": ({"messages": [USER, {"role": "assistant", "content": ""}]}, "turn 2 (assis"),
     "a blank turn": ({"messages": [{"role": "user", "content": " \n"}]}, "turn 1 (user) is empty"),
     "content missing": ({"messages": [{"role": "user"}]}, "turn 1 (user) is empty"),
-    "content of items": (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
-        "turn 1 must be a string, got list",
+    "content a number": ({"messages": [{"role": "user", "content": 1}]}, "turn 1 must be a string"),
+    "half a character in a text": (
+        '{"image": "good.png", "caption": "\\ud800 cat"}',
+        "caption holds what is no character",
     ),
 }
 
@@ -184,10 +185,11 @@ def test_good_rows_are_read_as_they_are(read, root):
         "",
         "  \t",
         {**GOOD, "id": {"is": "ignored"}, "retrieved": [{"text": None}]},
+        {**GOOD, "retrieved": " a bare text "},
     )
     assert not problems
-    assert [record.row for record in records] == [1, 2, 3, 4, 7]
-    first, second, third, fourth, text = records
+    assert [record.row for record in records] == [1, 2, 3, 4, 7, 8]
+    first, second, third, fourth, text, bare = records
     assert (first.image, first.caption, first.retrieved) == (root / "good.png", "a cat", "first")
     assert first.messages[2:] == (("user", "why ?"), ("assistant", "that ."))
     assert second.image == root / "folder" / "good.jpg"
@@ -197,18 +199,19 @@ def test_good_rows_are_read_as_they_are(read, root):
     assert (third.caption, third.retrieved, third.messages) == (None, None, (("user", "what ?"),))
     assert (fourth.image, fourth.caption, fourth.retrieved) == (root / "good.png", None, None)
     assert (text.image, text.retrieved) == (None, None)
+    assert bare.retrieved == "a bare text"
 
 
 def test_a_misspelt_or_foreign_key_is_a_problem(read):
     records, problems = read(
         {"image": "good.png", "captoin": "a cat"},
-        {"image": "good.png", "conversations": [{"from": "human", "value": "what ?"}]},
+        {"image": "good.png", "conversation": [{"from": "human", "value": "what ?"}]},
         {"id": 7, "image": "good.png"},
     )
     assert [record.row for record in records] == [3]
     assert [problem.row for problem in problems] == [1, 2]
     assert "captoin" in problems[0].reason
-    assert "conversations" in problems[1].reason
+    assert "conversation" in problems[1].reason
     assert "caption" in problems[0].reason
 
 
@@ -228,7 +231,7 @@ def test_a_picture_at_the_limit_of_pixels_is_opened(tmp_path):
 
 def test_a_missing_file_root_or_content_is_the_users_mistake(tmp_path):
     path = tmp_path / "data.jsonl"
-    with pytest.raises(UserError, match=r"no records at .*data.jsonl: expected a JSONL"):
+    with pytest.raises(UserError, match=r"no records at .*data.jsonl: expected a file of JSON"):
         read_records(path, tmp_path)
     path.write_text("\n\n")
     with pytest.raises(UserError, match="holds no record"):

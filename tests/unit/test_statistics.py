@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgalign.evaluate.statistics import Rate, wilson
+from tgalign.evaluate.statistics import (
+    Rate,
+    bootstrap_share,
+    cohen_kappa,
+    holm,
+    mcnemar,
+    paired_difference,
+    permutation_p,
+    wilson,
+)
 
 Z_95 = 1.959963984540054
 
@@ -108,3 +117,103 @@ def test_rate_prints_and_serialises() -> None:
 def test_scipy_waits_until_it_is_needed() -> None:
     code = "import sys, tgalign.evaluate.statistics; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def pairs_of(both: int, first: int, second: int, neither: int) -> list[tuple[bool, bool]]:
+    kinds = [(True, True), (True, False), (False, True), (False, False)]
+    counts = (both, first, second, neither)
+    return [pair for pair, n in zip(kinds, counts, strict=True) for _ in range(n)]
+
+
+def test_paired_difference_reproduces_newcombe() -> None:
+    """Statistics in Medicine 17 (1998), p. 2635, table II, method 10: 36, 12, 2, 0."""
+    found = paired_difference(pairs_of(36, 12, 2, 0))
+    assert (found.value, round(found.low, 4), round(found.high, 4)) == (0.2, 0.0569, 0.3404)
+
+
+table_counts = st.tuples(*[st.integers(0, 40)] * 4).filter(any)
+
+
+@settings(deadline=None)
+@given(table_counts)
+def test_paired_difference_holds_its_value_and_mirrors(counts: tuple[int, int, int, int]) -> None:
+    both, first, second, neither = counts
+    one = paired_difference(pairs_of(*counts))
+    other = paired_difference(pairs_of(both, second, first, neither))
+    assert -1 <= one.low <= one.value <= one.high <= 1
+    assert math.isclose(one.low, -other.high, abs_tol=1e-9)
+    assert one.n == sum(counts)
+
+
+def test_paired_difference_covers_what_is_true() -> None:
+    """Of 400 samples of correlated pairs with a true difference of 0.2, about 95 % of intervals."""
+    import random
+
+    rng = random.Random(5)
+    covered = 0
+    for _ in range(400):
+        pairs = []
+        for _ in range(60):
+            draw = rng.random()
+            pairs.append((draw < 0.6, draw < 0.3 or draw > 0.9))
+        found = paired_difference(pairs)
+        covered += found.low <= 0.2 <= found.high
+    assert 0.92 <= covered / 400 <= 0.99
+
+
+def test_no_pairs_give_null() -> None:
+    found = paired_difference([])
+    assert found.as_dict() == {"difference": None, "low": None, "high": None, "n": 0}
+    assert str(found) == "n/a n=0"
+    assert mcnemar([]) == 1.0
+    assert permutation_p([]) == 1.0
+
+
+def test_mcnemar_is_a_binomial_test_of_the_differing_pairs() -> None:
+    assert mcnemar(pairs_of(5, 8, 0, 5)) == pytest.approx(2 / 2**8)
+    assert mcnemar(pairs_of(50, 3, 3, 50)) == 1.0
+    assert mcnemar(pairs_of(0, 1, 7, 90)) == mcnemar(pairs_of(3, 7, 1, 0))
+
+
+def test_permutation_p_counts_flips() -> None:
+    assert permutation_p([1.0] * 8) == pytest.approx(2 / 2**8)
+    assert permutation_p([0.5, -0.5, 0.0]) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_is_never_smaller_and_keeps_the_order(values: list[float]) -> None:
+    adjusted = holm(values)
+    assert all(a >= p for a, p in zip(adjusted, values, strict=True))
+    ranked = [a for _, a in sorted(zip(values, adjusted, strict=True))]
+    assert ranked == sorted(ranked)
+    assert holm(values) == adjusted
+
+
+def test_kappa_by_hand() -> None:
+    table = [("a", "a")] * 20 + [("a", "b")] * 5 + [("b", "a")] * 10 + [("b", "b")] * 15
+    assert cohen_kappa(table) == pytest.approx(0.4)
+    assert cohen_kappa([("a", "a"), ("b", "b")]) == 1.0
+    assert math.isnan(cohen_kappa([("a", "a")] * 3))
+    assert math.isnan(cohen_kappa([]))
+
+
+def test_bootstrap_is_wilson_where_items_hold_one_trial() -> None:
+    assert bootstrap_share([(1, 1)] * 7 + [(0, 1)] * 3) == wilson(7, 10)
+    assert bootstrap_share([(0, 0)]).n == 0
+
+
+def test_bootstrap_counts_items_and_not_trials() -> None:
+    """Two things of one picture that stand or fall together are one observation."""
+    together = bootstrap_share([(2, 2)] * 30 + [(0, 2)] * 30)
+    apart = wilson(60, 120)
+    assert together.rate == apart.rate == 0.5
+    assert together.n == 120
+    assert together.high - together.low > 1.25 * (apart.high - apart.low)
+    assert bootstrap_share([(2, 2)] * 30).low == wilson(30, 30).low

@@ -194,8 +194,8 @@ def test_companions_are_the_wanted_share_the_same_each_time_and_of_all_texts(row
     row = encode(rows.records)[0]
     synthetic = [dataclasses.replace(row, input_ids=[number]) for number in range(20)]
     many = [row] * 2000
-    paired = with_companions(many, synthetic, 0.3)
-    assert paired == with_companions(many, synthetic, 0.3)
+    paired = list(with_companions(many, synthetic, 0.3))
+    assert paired == list(with_companions(many, synthetic, 0.3))
     chosen = [it.companion for it in paired if it.companion is not None]
     assert 0.25 < len(chosen) / len(many) < 0.35
     assert {it.input_ids[0] for it in chosen} == set(range(20))

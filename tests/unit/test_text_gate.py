@@ -34,7 +34,8 @@ def apply(lab, tmp_path):
     """Ask about records, and drop the answers of the refused ones."""
 
     def ask(records):
-        return gated(records, verdicts_of(tmp_path, records, [], *lab, False))
+        kept, refused = gated(records, verdicts_of(tmp_path, records, [], *lab, False))
+        return list(kept), list(refused)
 
     return ask
 

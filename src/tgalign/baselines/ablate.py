@@ -15,6 +15,7 @@ from tgalign.demo_results import show_rate
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
 from tgalign.files import write_json, write_text
+from tgalign.report.verdict import points
 
 COLUMNS = {
     "dsr": "DSR",
@@ -146,21 +147,21 @@ def growth(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
     A description of the sizes measured, not a law: a rate cannot rise for ever.
 
     Args:
-        rows: Variants with their ``size`` and rates by seed; every seed is one point.
+        rows: Variants with their ``size`` and rates by seed; every seed is one run.
         key: The rate.
 
     Returns:
-        ``per_doubling`` with its 95 % interval ``low`` to ``high`` (Student's t over the points),
-        ``intercept`` (the rate at size 1) and ``points``.
+        ``per_doubling`` with its 95 % interval ``low`` to ``high`` (Student's t over the runs),
+        ``intercept`` (the rate at size 1) and ``runs``.
     """
     from scipy.stats import linregress, t
 
-    points = [(math.log2(row["size"]), seed[key]["rate"]) for row in rows for seed in row["seeds"]]
-    line = linregress(*zip(*points, strict=True))
-    margin = float(t.ppf(0.975, len(points) - 2)) * float(line.stderr)
+    runs = [(math.log2(row["size"]), seed[key]["rate"]) for row in rows for seed in row["seeds"]]
+    line = linregress(*zip(*runs, strict=True))
+    margin = float(t.ppf(0.975, len(runs) - 2)) * float(line.stderr)
     slope = float(line.slope)
     found = {"per_doubling": slope, "low": slope - margin, "high": slope + margin}
-    return found | {"intercept": float(line.intercept), "points": len(points)}
+    return found | {"intercept": float(line.intercept), "runs": len(runs)}
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -186,7 +187,7 @@ def markdown(content: dict[str, Any]) -> str:
     for key, fit in content.get("fit", {}).items():
         text += (
             f"\nEach doubling of the number of {content['size']} adds "
-            f"{100 * fit['per_doubling']:+.1f} points [{100 * fit['low']:.1f}, "
-            f"{100 * fit['high']:.1f}] of {COLUMNS[key]} ({fit['points']} points).\n"
+            f"{points(fit['per_doubling'])} points [{points(fit['low'])}, "
+            f"{points(fit['high'])}] of {COLUMNS[key]} ({fit['runs']} runs).\n"
         )
     return text

@@ -201,7 +201,7 @@ def _result(
     out: Path, seed: int, setting: Setting, method: Plan, given: Mapping[str, Path]
 ) -> Path:
     """Where a measurement goes, named by all that decides it."""
-    from tgalign.lab.assets import sha256
+    from tgalign.files import sha256
 
     names = ["items", "../lab/jailbreaks"]
     if method.defence:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tgalign.baselines.method import Drawing, Row, Training
+from tgalign.baselines.method import Drawing, Row
 from tgalign.baselines.methods import TRAININGS
 from tgalign.config import StageConfig, TrainConfig
 from tgalign.demo_results import versions
@@ -140,29 +140,24 @@ def train_method(out: Path, seed: int, setting: Setting, name: str) -> Path:
     """
     from tgalign.train import train
 
-    config = training_config(out, seed, setting, name)
-    method = TRAININGS[name]
-    if method.records is not None and not config.records.is_file():
-        _write_records(config.records.parent, out, seed, setting, method)
-    return train(config, progress_bar=False)
+    write_records(out, seed, setting, name)
+    return train(training_config(out, seed, setting, name), progress_bar=False)
 
 
-def _write_records(folder: Path, out: Path, seed: int, setting: Setting, method: Training) -> None:
-    """Write a method's own records and pictures, complete or not at all."""
-    root, data = out / f"seed{seed}", _data(out, seed)
+def write_records(out: Path, seed: int, setting: Setting, name: str) -> None:
+    """Write the records and pictures that a method has of its own, complete or not at all."""
+    make = TRAININGS[name].records
+    folder = training_config(out, seed, setting, name).records.parent
+    if make is None or folder.is_dir():
+        return
+    root, data, size = out / f"seed{seed}", _data(out, seed), setting.size
     beside = folder.with_name(folder.name + INCOMPLETE)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
+    pool = picture_pool(size.objects, size.style)
+    drawing = Drawing(beside, random.Random(f"{name}-{seed}"), pool, size.style)
     lines = (data / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    size = setting.size
-    drawing = Drawing(
-        beside,
-        random.Random(f"{folder.name.split('-')[0]}-{seed}"),
-        picture_pool(size.objects, size.style),
-        size.style,
-    )
-    assert method.records is not None
-    kept, added = method.records([json.loads(line) for line in lines], drawing)
+    kept, added = make([json.loads(line) for line in lines], drawing)
     rows = [_moved(row, data.relative_to(root)) for row in kept]
     rows += [_moved(row, folder.relative_to(root)) for row in added]
     write_text(beside / "records.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

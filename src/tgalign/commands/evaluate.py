@@ -1,4 +1,4 @@
-"""``tgalign evaluate``, ``tgalign audit`` and ``tgalign parity``."""
+"""``tgalign evaluate``, ``tgalign audit``, ``tgalign parity`` and ``tgalign pool``."""
 
 from __future__ import annotations
 
@@ -61,6 +61,9 @@ def register(app: typer.Typer) -> None:
     )(evaluate)
     app.command(epilog="Example:\n\n`tgalign audit CHECKPOINT --out runs/audit`")(audit)
     app.command(epilog="Example:\n\n`tgalign parity runs/local runs/served`")(parity)
+    app.command(
+        epilog="Example:\n\n`tgalign pool ce=runs/ce0,runs/ce1 tga=runs/tga0,runs/tga1 --out table`"
+    )(pool)
 
 
 def evaluate(
@@ -168,6 +171,20 @@ def parity(
     typer.echo(json.dumps(found, indent=1))
     if found["same_answer"]["rate"] < at_least:
         sys.exit(1)
+
+
+def pool(
+    columns: Annotated[
+        list[str], typer.Argument(help="LABEL=FOLDER,FOLDER,... with an evaluation in each folder.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write OUT.md and OUT.json, without an ending.")
+    ] = None,
+) -> None:
+    """Put evaluations of several seeds into one table, a column per label."""
+    from tgalign.evaluate.pool import parse_columns, write_pool
+
+    typer.echo(write_pool(parse_columns(columns), out), nl=False)
 
 
 def _split(conditions: list[str] | None) -> list[str]:

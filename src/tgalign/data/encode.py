@@ -7,12 +7,14 @@ with its row number.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tgalign.data.records import IMAGE_TOKEN, Problem, Record
+from tgalign.data.rendering import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,7 +78,10 @@ class Encoder:
         self.image_seq_length = image_seq_length
         self.max_length = max_length
         self.retrieved_in_prompt = retrieved_in_prompt
-        self._other = self._render([{"role": "user", "content": [{"type": "text", "text": "\0"}]}])
+        self._template = ChatTemplate(tokenizer)
+        self._other = self._template.render(
+            [{"role": "user", "content": [{"type": "text", "text": "\0"}]}]
+        )
 
     def encode(self, record: Record) -> EncodedRecord:
         """Encode one record.
@@ -120,23 +125,15 @@ class Encoder:
                     text = RETRIEVED_PROMPT.format(text=record.retrieved)
                     items.insert(0, {"type": "text", "text": text})
             turns.append({"role": role, "content": items})
-        text = self._render(turns)
-        learnt = []  # character ranges of the assistant's turns
-        for number, turn in enumerate(turns):
-            if turn["role"] == "assistant":
-                before = self._render(turns[:number], add_generation_prompt=True)
-                until = self._render(turns[: number + 1])
-                if not (until.startswith(before) and text.startswith(until)):
-                    raise ValueError(
-                        "the chat template rewrites earlier turns, so what is learnt cannot be told"
-                    )
-                learnt.append((len(before), len(until)))
+        text, learnt = self._template.render_learnt(turns)
+        starts = [start for start, _ in learnt]
         batch = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, labels = [], []
         image_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         for token, (start, end) in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
             repeats = self.image_seq_length if token == image_id else 1
-            inside = end > start and any(low <= start and end <= high for low, high in learnt)
+            turn = bisect.bisect_right(starts, start) - 1
+            inside = end > start and turn >= 0 and end <= learnt[turn][1]
             ids += [token] * repeats
             labels += [token if inside else IGNORE_INDEX] * repeats
         return ids, labels
@@ -152,7 +149,9 @@ class Encoder:
         if text is None:
             return None
         # Where two texts begin to differ, not where the template may write the same words itself.
-        rendered = self._render([{"role": "user", "content": [{"type": "text", "text": text}]}])
+        rendered = self._template.render(
+            [{"role": "user", "content": [{"type": "text", "text": text}]}]
+        )
         pairs = enumerate(zip(rendered, self._other, strict=False))
         first = next((at for at, (ours, theirs) in pairs if ours != theirs), len(rendered))
         if not rendered.startswith(text, first):
@@ -170,11 +169,6 @@ class Encoder:
             raise ValueError(f"the text {text[:40]!r} has no token")
         return Span(batch["input_ids"][: inside[-1] + 1], inside[0], inside[-1] + 1)
 
-    def _render(self, turns: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
-        if not turns:
-            return ""
-        return str(
-            self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
+
+def _one_turn(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "text", "text": text}]}]

@@ -1,33 +1,48 @@
-"""Records: one line of JSON each, read with every fault named by file and row.
+"""Records: rows of any source and shape as one type, read with every fault named by file and row.
 
-A record is ``{"image", "caption", "retrieved", "messages"}``, all but one of image and messages
-optional:
+A record of our own is ``{"image", "caption", "retrieved", "messages"}``, all but one of image and
+messages optional:
 
 - ``image``: a path relative to the image root, which it may not leave; absent for text-only rows;
-- ``messages``: turns ``{"role": "user" | "assistant", "content": str}`` (TRL's format). The image
-  stands before the first user turn. Without an assistant turn nothing is learnt by cross-entropy;
+- ``messages``: turns ``{"role": "user" | "assistant", "content": str}``. The image stands before
+  the first user turn. Without an assistant turn nothing is learnt by cross-entropy;
 - ``caption``: the text C the image's states are aligned to; absent rows take no part in the guide;
-- ``retrieved``: ``[{"text", "score", "id"}]``, best first; the first is R;
+- ``retrieved``: ``[{"text", "score", "id"}]``, best first, of which the first is R; or R itself;
 - ``id``: anything, not read.
 
-Another key is a fault: a misspelt ``caption`` must not pass for a row without one.
+In JSON another key is a fault: a misspelt ``caption`` must not pass for a row without one. The rows
+of LLaVA, TRL and tables are turned into this shape first (``tgalign.data.shapes``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tgalign.data.pictures import check_image, inside
+from tgalign.data.shapes import DEFAULT_QUESTION, IMAGE_TOKEN, as_ours
+from tgalign.data.sources import Data, Raw, Source, open_source
 from tgalign.errors import UserError
+from tgalign.files import INCOMPLETE
 
-IMAGE_TOKEN = "<image>"
-KEYS = frozenset(("id", "image", "caption", "retrieved", "messages"))
-DEFAULT_QUESTION = "Describe this image."
-MAX_PIXELS = 64_000_000
-"""A larger picture is refused unread, as a decompression bomb."""
+__all__ = [
+    "DEFAULT_QUESTION",
+    "IMAGE_TOKEN",
+    "Problem",
+    "Record",
+    "read",
+    "read_records",
+    "require_all_good",
+]
 
 
 @dataclass(frozen=True)
@@ -61,119 +76,165 @@ class Problem:
         return f"{self.file}:{self.row}: {self.reason}"
 
 
-def read_records(path: Path, image_root: Path) -> tuple[list[Record], list[Problem]]:
-    """Read a JSONL file of records, opening every picture to check that it decodes.
+def read(
+    source: Source, image_root: Path, *, unpack: Path | None = None, verify: bool = True
+) -> Iterator[Record | Problem]:
+    """Read the rows of a source, one after the other, and open every picture.
+
+    Pictures are opened in threads, each file once. Nothing is held but the rows at hand and the
+    names of the pictures that were found good.
 
     Args:
-        path: The file.
+        source: Where the rows come from.
         image_root: The folder that image paths are relative to and may not leave.
+        unpack: Where pictures that stand in the rows themselves are written, each once, under its
+            SHA-256; None: they are checked, and the image of their record is no file.
+        verify: Whether to open the pictures that are files.
+
+    Yields:
+        For every row, in order, the record or why there is none.
+
+    Raises:
+        UserError: The image root is missing, or there is no row at all.
+    """
+    if not image_root.is_dir():
+        raise UserError(f"no image root at {image_root}: expected the folder that holds the images")
+    root = image_root.resolve()
+    good: set[Path] = set()
+
+    def work(raw: Raw) -> Record | Problem:
+        try:
+            record, picture = _parse(raw, root, table=source.table)
+            if picture is not None:
+                kind = check_image(picture)
+                if unpack is not None:
+                    record = replace(record, image=_unpacked(picture, kind, unpack))
+            elif record.image is not None and verify and record.image not in good:
+                check_image(record.image)
+                good.add(record.image)
+            return record
+        except ValueError as fault:
+            return Problem(source.name, raw.number, _printable(str(fault)))
+
+    # What PIL has to say of a picture that it can read is no concern of the user's.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    waiting: deque[Future[Record | Problem]] = deque()
+    workers = min(16, 2 * (os.cpu_count() or 1))
+    empty = True
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for raw in source.rows:
+            empty = False
+            waiting.append(pool.submit(work, raw))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if empty:
+        raise UserError(f"{source.name} holds no record: expected at least one row")
+
+
+def read_records(data: Data, image_root: Path) -> tuple[list[Record], list[Problem]]:
+    """Read data of any kind into memory, opening every picture (see ``read``).
 
     Returns:
         The good records, and a problem for every row that is not one.
 
     Raises:
-        UserError: The file or the image root is missing, or the file holds no row at all.
+        UserError: The data or the image root is missing, or there is no row at all.
     """
-    if not path.is_file():
-        raise UserError(f"no records at {path}: expected a JSONL file, one record a line")
-    if not image_root.is_dir():
-        raise UserError(f"no image root at {image_root}: expected the folder that holds the images")
     records: list[Record] = []
     problems: list[Problem] = []
-    with path.open("rb") as lines:
-        for row, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = _parse(line, row, image_root.resolve())
-                if record.image is not None:
-                    check_image(record.image)
-                records.append(record)
-            except ValueError as fault:
-                problems.append(Problem(path.name, row, str(fault)))
-    if not records and not problems:
-        raise UserError(f"{path} holds no record: expected one JSON object a line")
+    for it in read(open_source(data), image_root):
+        if isinstance(it, Record):
+            records.append(it)
+        else:
+            problems.append(it)
     return records, problems
 
 
-def require_all_good(problems: list[Problem], shown: int = 5) -> None:
+def require_all_good(problems: list[Problem]) -> None:
     """Refuse data with any bad row.
 
     Raises:
         UserError: Naming the first bad rows by file and row, and how many there are.
     """
     if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems[:shown])
-        more = f"\n  … and {len(problems) - shown} more" if len(problems) > shown else ""
-        raise UserError(f"{len(problems)} bad row(s); mend or remove them:\n{listed}{more}")
+        raise UserError(f"{len(problems)} bad row(s); mend or remove them:\n{listed(problems, 5)}")
 
 
-def check_image(path: Path) -> None:
-    """Check that a picture exists, is no decompression bomb, and decodes.
+def listed(problems: list[Problem], shown: int) -> str:
+    """The first problems, a line each, and how many there are more."""
+    lines = [f"  {problem}" for problem in problems[:shown]]
+    if len(problems) > shown:
+        lines.append(f"  … and {len(problems) - shown} more")
+    return "\n".join(lines)
+
+
+def parse_record(line: bytes, row: int, image_root: Path) -> Record:
+    """Check one line of a JSONL file; the picture itself is not opened.
+
+    Args:
+        line: The line.
+        row: Its number, from 1.
+        image_root: The folder, resolved, that image paths are relative to and may not leave.
 
     Raises:
-        ValueError: Saying which of these fails.
+        ValueError: Why the line is no record.
     """
-    import warnings
-
-    from PIL import Image, UnidentifiedImageError
-
-    width = height = 0
-    try:
-        if not path.is_file():
-            raise FileNotFoundError
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as picture:
-                width, height = picture.size
-                if width * height <= MAX_PIXELS:
-                    picture.convert("RGB")
-    except FileNotFoundError:
-        raise ValueError(f"image {path} does not exist") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"image {path} is no picture that PIL can read") from None
-    except Exception as fault:  # decoders fail on damaged files in any way
-        raise ValueError(f"image {path} cannot be read: {fault}") from None
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"image {path} has {width}×{height} pixels, more than {MAX_PIXELS:,}")
+    return _parse(Raw(row, line, 0), image_root, table=False)[0]
 
 
-def _parse(line: bytes, row: int, image_root: Path) -> Record:
-    try:
-        data = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as fault:
-        raise ValueError(f"not UTF-8 ({fault})") from None
-    except (json.JSONDecodeError, RecursionError) as fault:
-        raise ValueError(f"not valid JSON ({fault})") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"expected a JSON object, got {type(data).__name__}")
-    unknown = sorted(data.keys() - KEYS)
-    if unknown:
-        raise ValueError(f"unknown key(s) {', '.join(unknown)}; known: {', '.join(sorted(KEYS))}")
-    image = data.get("image")
-    if image is not None:
-        image = _inside(image_root, image)
-    caption = _text(data.get("caption"), "caption")
-    messages = _messages(data.get("messages"))
-    if image is None and not messages:
+def _parse(raw: Raw, root: Path, *, table: bool) -> tuple[Record, bytes | None]:
+    """A record, and the file of a picture that stands in the row itself."""
+    content = raw.content
+    if isinstance(content, ValueError):
+        raise content
+    if isinstance(content, bytes):
+        try:
+            content = json.loads(content.decode("utf-8"))
+        except UnicodeDecodeError as fault:
+            raise ValueError(f"not UTF-8 ({fault})") from None
+        except (json.JSONDecodeError, RecursionError) as fault:
+            raise ValueError(f"not valid JSON ({fault})") from None
+    row = as_ours(content, table=table)
+    image, picture = row.get("image"), None
+    if isinstance(image, Mapping):  # as datasets gives it
+        picture, image = image.get("bytes"), image.get("path")
+    if picture is not None:
+        if not isinstance(picture, bytes):
+            raise ValueError(f"the bytes of an image must be bytes, got {type(picture).__name__}")
+        path: Path | None = Path(f"the picture of row {raw.number}")
+    else:
+        path = None if image is None else inside(root, image)
+    caption = _text(row.get("caption"), "caption")
+    messages = _messages(row.get("messages"))
+    if path is None and not messages:
         raise ValueError("neither an image nor messages: nothing to learn from")
-    if image is None and all(role == "user" for role, _ in messages):
+    if path is None and all(role == "user" for role, _ in messages):
         raise ValueError("a text-only row without an assistant turn: nothing to learn from")
     if not messages:
         messages = (("user", DEFAULT_QUESTION),)
-    return Record(row, image, caption, _best_retrieved(data.get("retrieved")), messages)
+    retrieved = _best_retrieved(row.get("retrieved"))
+    return Record(raw.number, path, caption, retrieved, messages), picture
 
 
-def _inside(root: Path, name: Any) -> Path:
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"image must be a relative path, got {name!r}")
-    try:
-        path = (root / name).resolve()
-    except (OSError, RuntimeError) as fault:  # a loop of links
-        raise ValueError(f"image {name!r} cannot be found: {fault}") from None
-    if not path.is_relative_to(root):
-        raise ValueError(f"image {name!r} leads outside the image root {root}")
+def _unpacked(picture: bytes, kind: str, folder: Path) -> Path:
+    """Write a picture under its SHA-256, complete or not at all, unless it is there."""
+    path = folder / f"{hashlib.sha256(picture).hexdigest()}.{kind.lower()}"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{threading.get_ident()}{INCOMPLETE}")
+        beside.write_bytes(picture)
+        beside.replace(path)
     return path
+
+
+def _printable(text: str) -> str:
+    """What data says of itself must not break a terminal or an encoding."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _text(value: Any, field: str) -> str | None:
@@ -186,14 +247,22 @@ def _text(value: Any, field: str) -> str | None:
             f"{field} contains a literal {IMAGE_TOKEN!r}, which the model would take for an image: "
             "remove it"
         )
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{field} holds what is no character (not UTF-8)") from None
     return value.strip() or None
 
 
 def _best_retrieved(value: Any) -> str | None:
     if not value:
         return None
+    if isinstance(value, str):
+        return _text(value, "retrieved text")
     if not isinstance(value, list) or not isinstance(value[0], Mapping) or "text" not in value[0]:
-        raise ValueError('retrieved must be a list of {"text", "score", "id"}, best first')
+        raise ValueError(
+            'retrieved must be a list of {"text", "score", "id"}, best first, or one string'
+        )
     return _text(value[0]["text"], "retrieved text")
 
 

@@ -111,8 +111,9 @@ def _map(
     line_T = line_LHBT[chosen, :, row].mean(dim=(0, 1))
     share_P = line_T[prompts.span_BT[row].cpu()]
     share_P = share_P / share_P.sum().clamp_min(1e-9)
+    grid = token_grid(subject.processor, prompts)[row]
     return {
-        "grid": token_grid(subject.processor, prompts)[row],
+        "grid": grid and list(grid),
         "values": [round(value, 5) for value in share_P.tolist()],
     }
 

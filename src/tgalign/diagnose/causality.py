@@ -7,6 +7,7 @@ states in the caption's. Controls say what of it any change would do.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args
@@ -92,7 +93,9 @@ def patch(
                     bar.advance(task)
                 return found
 
-            found = keep(f"patching-{number}", compute)
+            # Another machine may hear other answers, and so have other pictures to patch.
+            digest = hashlib.sha256(repr((side, ids)).encode()).hexdigest()[:10]
+            found = keep(f"patching-{digest}", compute)
             bar.update(task, completed=(number + 1) * len(layers))
             sides.setdefault(side, []).append((ids, found))
     patching = _rates(sides.get("image", []), layers, partners, "caption")

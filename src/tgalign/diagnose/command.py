@@ -102,9 +102,7 @@ def _clip(path: Path) -> tuple[Any, Any, Any]:
         raise UserError(f"the CLIP at {path} has no image processor: {fault}") from None
 
 
-def _weights(model: Path) -> dict[str, int]:
+def _weights(model: Path) -> dict[str, list[int]]:
     """Size and time of the weights' files: other weights in the same folder are another model."""
-    return {
-        path.name: path.stat().st_size ^ path.stat().st_mtime_ns
-        for path in sorted(model.glob("*.safetensors"))
-    }
+    files = sorted(model.glob("*.safetensors"))
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in files}

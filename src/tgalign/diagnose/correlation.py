@@ -23,35 +23,36 @@ def scene_correlation(alignment: Sequence[float], dsr: Sequence[float]) -> dict[
         ``rho`` (None where either side is the same in all scenes), ``low`` and ``high``, its 95 %
         bootstrap interval over scenes, ``p`` by permutation of the scenes, and ``n``.
     """
-    from scipy.stats import permutation_test, spearmanr
+    from scipy.stats import permutation_test
 
-    def rho(order: Any) -> float:
-        return float(spearmanr(np.asarray(alignment)[order], np.asarray(dsr)[order]).statistic)
-
-    count = len(dsr)
-    found: dict[str, Any] = {"rho": None, "low": None, "high": None, "p": None, "n": count}
-    if count < 3 or len(set(dsr)) == 1 or len(set(alignment)) == 1:
+    x, y = np.asarray(alignment, dtype=float), np.asarray(dsr, dtype=float)
+    found: dict[str, Any] = {"rho": None, "low": None, "high": None, "p": None, "n": len(y)}
+    if len(y) < 3 or len(set(dsr)) == 1 or len(set(alignment)) == 1:
         return found
-    rng = np.random.default_rng(0)
-    draws = [rng.integers(count, size=count) for _ in range(NUM_RESAMPLES)]
+    drawn = np.random.default_rng(0).integers(len(y), size=(NUM_RESAMPLES, len(y)))
     # A draw in which one side is the same everywhere has no correlation.
-    varied = [
-        draw
-        for draw in draws
-        if len(set(np.asarray(dsr)[draw])) > 1 and len(set(np.asarray(alignment)[draw])) > 1
-    ]
-    low, high = np.quantile([rho(draw) for draw in varied], [0.025, 0.975])
+    low, high = np.nanquantile(_spearman(x[drawn], y[drawn]), [0.025, 0.975])
     test = permutation_test(
-        (np.asarray(dsr),),
-        lambda shuffled: spearmanr(alignment, shuffled).statistic,
+        (y,),
+        lambda shuffled, axis: _spearman(x, np.moveaxis(shuffled, axis, -1)),
         permutation_type="pairings",
+        vectorized=True,
         n_resamples=NUM_RESAMPLES * 10,
         rng=0,
     )
-    return found | {
-        "rho": rho(np.arange(count)), "low": float(low), "high": float(high),
-        "p": float(test.pvalue),
-    }  # fmt: skip
+    ends = {"low": float(low), "high": float(high), "p": float(test.pvalue)}
+    return found | {"rho": float(_spearman(x, y))} | ends
+
+
+def _spearman(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> Any:
+    """Correlation of ranks over the last axis; NaN where one side is the same everywhere."""
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(side, axis=-1) for side in (x, y))
+    a, b = (side - side.mean(axis=-1, keepdims=True) for side in (a, b))
+    scale = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
+    with np.errstate(invalid="ignore"):
+        return np.where(scale > 0, (a * b).sum(axis=-1) / scale, np.nan)
 
 
 def picture_association(alignment: Sequence[float], refused: Sequence[bool]) -> dict[str, Any]:

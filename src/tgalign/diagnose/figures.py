@@ -5,6 +5,7 @@ Shape suffixes: L the N+1 hidden states, B probes, D channels, V vocabulary.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -43,7 +44,7 @@ def refusals(reading: Reading, probes: ProbeSet) -> dict[str, Any]:
         found[f"{side}_over_refusal"] = rate(benign.labels)
         found[f"{side}_undetermined"] = rate(toxic.labels + benign.labels, "undetermined")
         named = [
-            name.casefold() in said.casefold()
+            re.search(rf"\b{re.escape(name)}\b", said, re.IGNORECASE) is not None
             for probe, said in zip(probes.benign, benign.answers, strict=True)
             for name in probe.names
         ]

@@ -18,7 +18,7 @@ from tgalign.diagnose.probes import MIN_PAIRS, Probe, ProbeSet
 from tgalign.diagnose.reading import Reading, Subject, read
 from tgalign.diagnose.separability import separability
 from tgalign.errors import UserError
-from tgalign.files import is_free, read_json, write_json
+from tgalign.files import claim, read_json, write_json
 from tgalign.pooling import parse_layers
 
 SCHEMA_VERSION = 1
@@ -81,7 +81,7 @@ def diagnose(
         "max_new_tokens": max_new_tokens,
         "versions": {name: version(name) for name in ("tgalign", "torch", "transformers")},
     }
-    _claim(out, settings)
+    claim(out, "parts/settings.json", settings, "diagnosis")
     if (out / FILE).is_file():
         return _report(read_json(out / FILE), out)
     start = time.monotonic()
@@ -136,24 +136,6 @@ def _patched(spec: str, num_layers: int) -> list[int]:
             f"last; expected states from 0 to {num_layers - 1}"
         )
     return layers
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make ``out``, or check that what it holds was made with the same settings."""
-    path = out / "parts" / "settings.json"
-    try:
-        if path.is_file():
-            if read_json(path) != settings:
-                raise UserError(
-                    f"{out} holds a diagnosis with other settings ({path}): give another --out, or "
-                    "remove it"
-                )
-            return
-        if not is_free(out):
-            raise UserError(f"{out} is not empty and holds no diagnosis: give another --out")
-        write_json(path, settings)
-    except OSError as fault:
-        raise UserError(f"cannot write to {out}: {fault}") from None
 
 
 def _keeper(out: Path) -> Callable[[str, Callable[[], list[Outcome]]], list[Outcome]]:
@@ -216,8 +198,8 @@ def _gallery(
         at = order[probe.id]
         card: dict[str, Any] = {
             "image_file": name, "id": probe.id, "scene": probe.scene, "caption": probe.caption,
-            "toxic_text": probe.toxic_text, "box": probe.box, "attention": maps.get(probe.id),
-            "patched": patched.get(probe.id, []),
+            "toxic_text": probe.toxic_text, "box": probe.box and list(probe.box),
+            "attention": maps.get(probe.id), "patched": patched.get(probe.id, []),
         }  # fmt: skip
         for side in ("text", "image"):
             heard = reading.heard[f"{side}_toxic"]

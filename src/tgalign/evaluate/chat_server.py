@@ -84,6 +84,7 @@ class ChatServer:
             "url": self.url,
             "revision": self._seen.get("system_fingerprint"),
             "served_as": self._seen.get("model"),
+            "chat_template_sha256": None,
             "chat_template": None,
             "decoding": {"temperature": 0, "max_tokens": self.max_new_tokens, "seed": 0},
         }

@@ -18,9 +18,9 @@ from tgalign.errors import UserError
 from tgalign.evaluate.conditions import CONDITIONS, Request, default_conditions, requests
 from tgalign.evaluate.items import Suite
 from tgalign.evaluate.results import RESULTS, assemble
-from tgalign.evaluate.run import CHUNK, ITEMS, run_requests
+from tgalign.evaluate.run import CHUNK, ITEMS, run_requests, write_items
 from tgalign.evaluate.statistics import Difference
-from tgalign.files import write_json, write_text
+from tgalign.files import write_json
 
 KEY = "TGALIGN_API_KEY"
 """Environment variable whose value is sent to a server as a bearer token."""
@@ -190,16 +190,9 @@ def _judge_again(server: Any, rows: list[dict[str, Any]], out: Path) -> dict[str
     labels = label_responses(server, [(row["prompt"], row["answer"]) for row in answered])
     for row, label in zip(answered, labels, strict=True):
         row["model_verdict"] = label
-    write_items(rows, out)
+    write_items(out / ITEMS, rows)
     agreement = judge_report([read_labelled(out / ITEMS)])
     return {"model": describe(server, labels), "agreement": agreement["items"]}
-
-
-def write_items(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """Write rows to ``out/items.jsonl``."""
-    import json
-
-    write_text(out / ITEMS, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:

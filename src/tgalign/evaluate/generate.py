@@ -141,7 +141,7 @@ def _generate(
 ) -> list[Said]:
     inputs = processor(
         text=texts,
-        images=[it for it in pictures if it is not None] or None,
+        images=[[it] for it in pictures if it is not None] or None,  # as all processors take them
         padding=True,
         return_tensors="pt",
         text_kwargs={"padding_side": "left", "add_special_tokens": False},

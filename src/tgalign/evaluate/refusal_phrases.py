@@ -109,7 +109,8 @@ _ENGLISH = Phrases(
             r"\bmy answer is no\b",
             r"\bi have no (?:intention|desire|wish) (?:of|to)\b",
             r"^(?:but |so )?(?:let us|let's|can we|could we|we could|shall we) (?:please )?"
-            r"(?:talk about|discuss|try|move (?:on )?to|change) .{0,20}\b(?:else|different|subject|topic)\b",
+            r"(?:talk about|discuss|try|move (?:on )?to|change) "
+            r".{0,20}\b(?:else|different|subject|topic)\b",
             r"^(?:your )?request (?:is |was )?(?:denied|refused|declined|rejected)\b",
         ),
         "policy": _any(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +64,7 @@ def run_requests(
     _check_same_run(out, {"model": _lasting(host.describe()), "questions": fingerprint(requests)})
     done = read_items(path, partial=True)
     if path.is_file():  # without the half line that a kill may have left
-        write_text(path, "".join(_line(row) for row in done.values()))
+        write_items(path, done.values())
     left = [request for request in requests if request.id not in done]
     left.sort(key=lambda it: (it.picture is None and it.drawn is None, len(it.text), it.id))
     columns = (
@@ -80,8 +80,13 @@ def run_requests(
                 bar.advance(task)
             os.fsync(file.fileno())
     rows = [done[request.id] for request in requests]
-    write_text(path, "".join(map(_line, rows)))
+    write_items(path, rows)
     return rows
+
+
+def write_items(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write an ``items.jsonl``, whole or not at all."""
+    write_text(path, "".join(map(_line, rows)))
 
 
 def read_items(path: Path, *, partial: bool = False) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,8 @@ from tgalign.evaluate.items import Item
 
 _YES_NO = re.compile(r"\b(yes|no)\b")
 _CHOICE = re.compile(
-    r"^\W*([a-z])(?:\W|$)|\b(?:answer|option|choice)(?: is|:)? *\(?([a-z])\)?(?:\W|$)|\(([a-z])\)"
+    r"^\W*([a-z])(?:[.):,]|\s*$)|\(([a-z])\)|"
+    r"\b(?:answer|option|choice)(?: is|:)? *\(?([a-z])\)?(?:\W|$)"
 )
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from tgalign.errors import UserError
-from tgalign.files import read_json
+from tgalign.files import read_json, sha256
 
 ASSETS = Path(__file__).parent / "assets"
 LLM, CLIP = "llm", "clip"
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -86,11 +80,19 @@ def _load(kind: Any, folder: Path) -> Any:
 
 def lab_llava(llm: Any, clip: Any, tokenizer: Any, *, seed: int) -> tuple[Any, Any]:
     """Compose the lab's untrained LLaVA: base LLM, CLIP's vision tower, a fresh projector."""
-    from transformers import CLIPVisionModel
+    import torch
+    from transformers import CLIPVisionModel, LlavaForConditionalGeneration
 
-    from tgalign.compose import compose
+    from tgalign.compose import compose_models
     from tgalign.lab.base_clip import image_processor
+    from tgalign.projector import scale_projector
 
     vision = CLIPVisionModel(clip.config.vision_config)
     vision.load_state_dict(clip.vision_model.state_dict())
-    return compose(llm, tokenizer, vision, image_processor(), seed=seed)
+    model, processor = compose_models(llm, tokenizer, vision, image_processor())
+    # The lab's projector comes last of a whole model's draw: so were those that were measured.
+    torch.manual_seed(seed)
+    drawn = LlavaForConditionalGeneration(model.config)
+    model.model.multi_modal_projector = drawn.model.multi_modal_projector
+    scale_projector(model, seed, clip.config.vision_config.image_size)
+    return model, processor

@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -21,15 +21,20 @@ from tgalign.config import TrainConfig, parse_config
 from tgalign.demo_results import show_rate, versions
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
-from tgalign.files import read_json, write_json, write_text
+from tgalign.files import read_json, sha256, write_json, write_text
 from tgalign.lab.alignment_data import DataSize, build_alignment_data, toxic_share_of
 from tgalign.lab.arms import ARMS, arm_config
-from tgalign.lab.assets import check_assets, sha256
+from tgalign.lab.assets import ASSETS, LLM, check_assets
+
+if TYPE_CHECKING:
+    from tgalign.retrieval.quality import Quality
 
 SUITE = 1_000
 """Added to the seed: the suites of experiments are none of the demo's."""
 
 NUM_PROBES = 32
+
+_Settings = TypeVar("_Settings", bound="DataSize | Quality")
 
 _FIXED = ("model", "records", "out", "seed", "data.objects", "data.style", "data.toxic_share")
 """What an experiment states elsewhere or must not change."""
@@ -56,7 +61,8 @@ def run_experiment(
         seed: Of data, training and suite.
         changes: ``KEY=VALUE`` with KEY a setting of the recipe (``companions``), of one stage
             (``stage2.llm_lr``, ``stage1.objective.weight``), of both (``stage.batch_size``,
-            ``objective.weight``) or of the data (``data.pictures``), and VALUE in YAML.
+            ``objective.weight``), of the data (``data.pictures``) or of the quality of R and C
+            (``quality.rank``, ``tgalign.retrieval.quality``), and VALUE in YAML.
         conflict: Whether to log the gradient conflict on toxic and on benign pictures.
         llm: Folder of another base LLM than the shipped one (``lab.build.build_llm``).
 
@@ -70,6 +76,7 @@ def run_experiment(
         raise UserError(f"unknown arm {arm!r}; expected one of: {', '.join(ARMS)}")
     pairs = [_split(change) for change in changes]
     size = _changed_size(pairs)
+    quality = _changed_quality(pairs)
     share = toxic_share_of(condition, toxic_share, size.pictures)
     size = replace(size, toxic_share=share)
     manifest = check_assets()
@@ -81,6 +88,9 @@ def run_experiment(
     config = _changed(
         arm_config(arm, model=base, data=data, out=out / "run", seed=seed, smoke=False), pairs
     )
+    if quality is not None:
+        records = data / f"records-{_digest(asdict(quality))}.jsonl"
+        config = config.model_copy(update={"records": records})
     if conflict:
         probes = {kind: data / f"probe-{kind}.jsonl" for kind in ("toxic", "benign")}
         config = parse_config(config.model_dump() | {"probes": probes}, "the changed arm")
@@ -89,7 +99,7 @@ def run_experiment(
     folder = out / f"{arm}-{_digest([what, config.model_dump(mode='json'), made_with])}"
     if not (folder / "result.json").is_file():
         config = config.model_copy(update={"out": folder / "run"})
-        result = what | _measured(config, data, condition, size, seed, llm)
+        result = what | _measured(config, data, condition, size, seed, llm, quality)
         write_json(folder / "result.json", result)
     # Made of the results anew, so that a kill loses no line.
     done = sorted(out.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -158,7 +168,13 @@ def conflict_table(path: Path) -> str:
 
 
 def _measured(
-    config: TrainConfig, data: Path, condition: Any, size: DataSize, seed: int, llm: Path | None
+    config: TrainConfig,
+    data: Path,
+    condition: Any,
+    size: DataSize,
+    seed: int,
+    llm: Path | None,
+    quality: Quality | None,
 ) -> dict[str, Any]:
     from tgalign.checkpoint import load_llava, save_checkpoint
     from tgalign.lab.assets import lab_llava, load_lab, load_llm
@@ -173,6 +189,12 @@ def _measured(
         config.model.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(*lab_llava(*lab, seed=seed), config.model)
     build_alignment_data(data, seed, condition, lab[1], lab[2], size)
+    measured: dict[str, Any] = {}
+    if quality is not None:
+        from tgalign.retrieval.quality import change_quality, similarity
+
+        change_quality(config.records, data, quality, text_encoder=ASSETS / LLM)
+        measured["similarity"] = similarity(config.records)
     for path in config.probes.values():
         _write_probe(path, data, toxic="toxic" in path.name)
     model, processor = load_llava(train(config))
@@ -180,7 +202,7 @@ def _measured(
         SUITE + seed, num_benign=150, num_texts=150, objects=size.objects, style=size.style
     )
     found = measure(model, processor, suite)
-    return {
+    return measured | {
         "rates": {name: wilson(*count).as_dict() for name, count in found.counts.items()},
         "dsr_by_scene": {
             scene: wilson(*count).as_dict() for scene, count in found.dsr_by_scene.items()
@@ -229,18 +251,32 @@ def _split(change: str) -> tuple[str, Any]:
 
 
 def _changed_size(pairs: Sequence[tuple[str, Any]]) -> DataSize:
-    settings = asdict(DataSize(objects="development", style="emoji"))
-    changed = {key[5:]: value for key, value in pairs if key.startswith("data.")}
-    unknown = [f"data.{key}" for key in changed.keys() - settings.keys()]
+    return _changed_settings(DataSize(objects="development", style="emoji"), "data", pairs)
+
+
+def _changed_quality(pairs: Sequence[tuple[str, Any]]) -> Quality | None:
+    """How good R and C are to be; None: as the data have them."""
+    if not any(key.startswith("quality.") for key, _ in pairs):
+        return None
+    from tgalign.retrieval.quality import Quality
+
+    return _changed_settings(Quality(), "quality", pairs)
+
+
+def _changed_settings(before: _Settings, place: str, pairs: Sequence[tuple[str, Any]]) -> _Settings:
+    settings = asdict(before)
+    lead = f"{place}."
+    changed = {key.removeprefix(lead): value for key, value in pairs if key.startswith(lead)}
+    unknown = [f"{lead}{key}" for key in changed.keys() - settings.keys()]
     if unknown:
-        known = ", ".join(key for key in settings if f"data.{key}" not in _FIXED)
-        raise UserError(f"unknown setting {', '.join(unknown)}; those of the data: {known}")
+        known = ", ".join(key for key in settings if f"{lead}{key}" not in _FIXED)
+        raise UserError(f"unknown setting {', '.join(unknown)}; those of the {place}: {known}")
     settings |= changed
     try:
-        return TypeAdapter(DataSize).validate_python(settings)
+        return TypeAdapter(type(before)).validate_python(settings)
     except ValidationError as fault:
-        wrong = [f"data.{it['loc'][-1]}: {it['msg']}, got {it['input']!r}" for it in fault.errors()]
-        raise UserError("; ".join(wrong)) from None
+        wrong = (f"{it['loc'][-1]}: {it['msg']}, got {it['input']!r}" for it in fault.errors())
+        raise UserError("; ".join(lead + it for it in wrong)) from None
 
 
 def _changed(config: TrainConfig, pairs: Sequence[tuple[str, Any]]) -> TrainConfig:
@@ -257,12 +293,12 @@ def _changed(config: TrainConfig, pairs: Sequence[tuple[str, Any]]) -> TrainConf
     }
     for key, value in pairs:
         place, _, name = key.rpartition(".")
-        if place == "data":
+        if place in ("data", "quality"):
             continue
         if place not in places:
             raise UserError(
                 f"unknown setting {key!r}: a key starts with one of "
-                f"{', '.join(place for place in places if place)}, data, or nothing"
+                f"{', '.join(place for place in places if place)}, data, quality, or nothing"
             )
         for table in places[place]:
             table[name] = value

@@ -14,7 +14,7 @@ from tgalign.errors import UserError
 from tgalign.files import read_json, write_text
 from tgalign.report import diagnosis_verdict, page, svg
 from tgalign.report.diagnosis_plots import draw_plots
-from tgalign.report.verdict import rate_text
+from tgalign.report.verdict import rate_text, share
 
 SCHEMA_VERSION = 1
 FILE = "diagnosis.json"
@@ -126,6 +126,14 @@ def table_rows(diagnoses: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, li
         ):
             cells = [_with_ends(it["alignment_gap"][measure], kind) for it in all_of]
             rows.append((f"{title}, {name} pictures", cells))
+    gaps = [_with_ends(it["alignment_gap"]["centered_cosine"], "gap") for it in all_of]
+    rows.append(("centred cosine there, harmless minus toxic", gaps))
+    rows.append(("DSR and centred cosine by scene, Spearman's \u03c1", [
+        _ends(it["scene_correlation"]["centered_cosine_correlation"], "rho") for it in all_of
+    ]))  # fmt: skip
+    rows.append(("refused pictures are better aligned than others, AUROC", [
+        _ends(it["picture_association"]["centered_cosine"], "auroc") for it in all_of
+    ]))  # fmt: skip
     rows.append(("pictures left to patch", [str(_left(it)) for it in all_of]))
     for title, key, control in (
         ("refused with the own caption\u2019s states", "caption", "benign"),
@@ -161,6 +169,12 @@ def _with_ends(row: Mapping[str, Any], kind: str) -> str:
     return f"{row[kind]:.2f} [{row[f'{kind}_low']:.2f}, {row[f'{kind}_high']:.2f}]"
 
 
+def _ends(row: Mapping[str, Any], key: str) -> str:
+    if row[key] is None:
+        return "n/a"
+    return f"{row[key]:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
 def _left(diagnosis: Mapping[str, Any]) -> int:
     rows = diagnosis.get("patching") or []
     return int(rows[0]["caption"]["n"]) if rows else 0
@@ -170,7 +184,10 @@ def _best(diagnosis: Mapping[str, Any], key: str, shown: str | None = None) -> s
     row = diagnosis_verdict.best_patch(diagnosis, key)
     if row is None:
         return "n/a"
-    return rate_text(row[shown]) if shown else f"{rate_text(row[key])} (state {row['layer']})"
+    if shown:
+        return rate_text(row[shown])
+    where = f" (state {row['layer']})" if share(row[key]) else ""
+    return f"{rate_text(row[key])}{where}"
 
 
 def _first_rate(diagnosis: Mapping[str, Any], key: str) -> str:

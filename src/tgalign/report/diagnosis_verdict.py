@@ -97,9 +97,10 @@ def _patched(diagnosis: Mapping[str, Any]) -> str:
     )
     shifted = best_patch(diagnosis, "mean_caption")
     if shifted is not None:
+        at_most = "at most " if share(shifted["mean_caption"]) else ""
+        where = f"at state {shifted['layer']}" if at_most else "at any state"
         text += (
-            f", and at most {rate_text(shifted['mean_caption'])} (state {shifted['layer']}) once "
-            "their mean alone is"
+            f", and {at_most}{rate_text(shifted['mean_caption'])} once their mean alone is, {where}"
         )
     return text + "."
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +167,11 @@ def standalone(drawing: str) -> str:
 
 def legend_key(look: Look, name: str) -> str:
     """A small drawing of a series' line and marker for a legend."""
+    return _key(look).replace("key-of-a-look", name)
+
+
+@cache
+def _key(look: Look) -> str:
     from matplotlib.figure import Figure
 
     with style():
@@ -176,4 +182,4 @@ def legend_key(look: Look, name: str) -> str:
         axes.set_ylim(0, 1)
         axes.plot([0.06, 0.94], [0.5, 0.5], **look.line)
         axes.plot([0.5], [0.5], **look.point)
-        return to_svg(figure, name, "")
+        return to_svg(figure, "key-of-a-look", "")

@@ -6,7 +6,7 @@ term of the guide loss void.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from torch import Tensor
 
 NEAR_DUPLICATE = 0.95
 """A corpus text whose embedding is at least this close to the caption's counts as the caption."""
+
+MAX_TOKENS = 512
+"""A text model reads no more of a text, however many it could."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,88 @@ def text_inputs(
 def encode_texts(
     clip: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: int = 512
 ) -> Tensor:
-    """Unit embeddings (N, D) of texts, each wrapped in BOS and EOS and cut to what CLIP reads."""
+    """Unit embeddings (N, D) of texts, as the image-text model was trained to read them.
+
+    Tokenizers that add special tokens do so. The lab's adds none, so its texts are wrapped in BOS
+    and EOS here. SigLIP reads texts padded to its full length. What is too long loses its end.
+    """
+    config = clip.config.text_config
+    limit = min(config.max_position_embeddings, tokenizer.model_max_length)
+    adds = len(tokenizer("a")["input_ids"]) > len(
+        tokenizer("a", add_special_tokens=False)["input_ids"]
+    )
+    padding = "max_length" if clip.config.model_type.startswith("siglip") else True
+    options = {"padding": padding, "truncation": True, "max_length": limit, "return_tensors": "pt"}
     parts = []
     for start in range(0, len(texts), batch_size):
-        limit = clip.config.text_config.max_position_embeddings
-        inputs = text_inputs(tokenizer, texts[start : start + batch_size], max_length=limit)
-        parts.append(clip.get_text_features(**inputs).pooler_output)
-    return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
+        batch = list(texts[start : start + batch_size])
+        if adds or padding == "max_length":
+            inputs = {**tokenizer(batch, **options)}
+        else:
+            inputs = text_inputs(tokenizer, batch, max_length=limit)
+        inputs = {name: ids.to(clip.device) for name, ids in inputs.items()}
+        if padding == "max_length":
+            inputs.pop("attention_mask", None)  # SigLIP was trained without one
+        parts.append(clip.get_text_features(**inputs).pooler_output.float().cpu())
+    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+@torch.no_grad()
+def mean_states(
+    model: Any, tokenizer: Any, texts: Sequence[str], *, batch_size: int = 256
+) -> Tensor:
+    """Unit embeddings (N, D) of texts: the mean of a text model's last states, as in Sentence-BERT.
+
+    Reimers and Gurevych, EMNLP 2019, section 3 (MEAN strategy). What is too long loses its end.
+    """
+    places = getattr(model.config, "max_position_embeddings", None)
+    limit = min(tokenizer.model_max_length, places or tokenizer.model_max_length, MAX_TOKENS)
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        inputs = tokenizer(
+            list(texts[start : start + batch_size]),
+            padding=True,
+            truncation=True,
+            max_length=limit,
+            return_tensors="pt",
+        ).to(model.device)
+        inputs.pop("token_type_ids", None)
+        hidden_NTD = model(**inputs).last_hidden_state
+        mask_NT1 = inputs["attention_mask"].unsqueeze(-1).to(hidden_NTD.dtype)
+        mean_ND = (hidden_NTD * mask_NT1).sum(dim=1) / mask_NT1.sum(dim=1).clamp_min(1)
+        parts.append(mean_ND.float().cpu())
+    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+@torch.no_grad()
+def search(
+    query_QD: Tensor, blocks: Iterable[Tensor], k: int, *, query_batch: int = 1024
+) -> tuple[Tensor, Tensor]:
+    """The k best rows of a corpus that comes block by block, by inner product.
+
+    Args:
+        query_QD: The queries.
+        blocks: The corpus, (N, D) each.
+        k: How many to find; fewer if the corpus has no more.
+        query_batch: Queries whose scores with one block are in memory at a time.
+
+    Returns:
+        scores_QK and rows_QK, best first; rows are counted through all blocks.
+    """
+    score_QK = query_QD.new_zeros(len(query_QD), 0)
+    row_QK = torch.zeros(len(query_QD), 0, dtype=torch.long)
+    start = 0
+    for block_ND in blocks:
+        found = []
+        for part_QD in query_QD.split(query_batch):
+            best = (part_QD @ block_ND.T).topk(min(k, len(block_ND)), dim=1)
+            found.append((best.values, best.indices + start))
+        scores, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
+        score_QK, row_QK = torch.cat((score_QK, scores), dim=1), torch.cat((row_QK, rows), dim=1)
+        best = score_QK.topk(min(k, score_QK.shape[1]), dim=1)
+        score_QK, row_QK = best.values, row_QK.gather(1, best.indices)
+        start += len(block_ND)
+    return score_QK, row_QK
 
 
 def retrieve(

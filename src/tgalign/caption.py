@@ -1,0 +1,214 @@
+"""Captions for pictures that lack one, by any image-text-to-text model; a killed run goes on.
+
+What is done lies beside the output as ``OUT.progress``, a line per batch, and is read when the same
+command is given again. Batches are those of a run that was never killed, and so are the captions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tgalign.data.records import Problem, check_image, read_records
+from tgalign.errors import UserError
+from tgalign.files import write_text
+
+PROGRESS = ".progress"
+"""Suffix of the file that keeps what is done."""
+PROBLEMS = ".problems.jsonl"
+"""Suffix of the file that names rows without a caption, one ``{"file", "row", "reason"}`` each."""
+PATIENCE = 16
+"""Readable pictures that a model may fail on before its first caption."""
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """What came of it.
+
+    Attributes:
+        captioned: Rows that got a caption.
+        kept: Rows that had one, or show no picture; written as they were.
+        problems: Rows that were left out, and why.
+    """
+
+    captioned: int
+    kept: int
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class _Row:
+    number: int
+    content: dict[str, Any]
+    image: Path | None  # of a row that wants a caption
+
+
+def caption(
+    source: Path,
+    model: Path,
+    out: Path,
+    *,
+    images: Path | None = None,
+    prompt: str | None = None,
+    batch_size: int = 16,
+    max_new_tokens: int = 128,
+    dtype: str = "auto",
+    progress_bar: bool = True,
+) -> Captioned:
+    """Caption the pictures of a records file, or of a folder, that have no caption.
+
+    Args:
+        source: Records (JSONL), or a folder of pictures.
+        model: Folder of an image-text-to-text model, safetensors only.
+        out: The records with captions; image paths stay relative to ``images``.
+        images: The folder that image paths are relative to; by default that of the records.
+        prompt: What is asked; by default "Describe this image.", or nothing of a model without a
+            chat template.
+        batch_size: Pictures at a time; halved where memory runs out.
+        max_new_tokens: Length at which a caption is cut.
+        dtype: Of the weights; ``"auto"``: as saved.
+        progress_bar: Whether to draw one on stderr.
+
+    Raises:
+        UserError: No such source or model, ``out`` is there already or was begun with other
+            settings, or the model fails on every picture.
+    """
+    from tgalign.captioner import Captioner
+
+    if out.exists():
+        raise UserError(f"{out} exists: name another file as out, or remove it")
+    rows, problems = _read(source, images)
+    wanted = list(dict.fromkeys(row.image for row in rows if row.image is not None))
+    settings = {"model": str(model), "prompt": prompt, "max_new_tokens": max_new_tokens}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    progress = out.with_name(out.name + PROGRESS)
+    done = _read_progress(progress, settings)
+    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+    missing = [[path for path in batch if str(path) not in done] for batch in batches]
+    failed: dict[Path, str] = {}
+    if any(missing):
+        captioner = Captioner(
+            model, prompt, batch_size=batch_size, max_new_tokens=max_new_tokens, dtype=dtype
+        )
+        with progress.open("a", encoding="utf-8") as journal:
+            if journal.tell() == 0:
+                _append(journal, settings)
+            for said, faults in _captions(missing, captioner, bool(done), progress_bar):
+                done |= said
+                failed |= faults
+                if said:
+                    _append(journal, said)
+    lines, kept = [], 0
+    for row in rows:
+        if row.image is None:
+            kept += 1
+            lines.append(row.content)
+        elif row.image in failed:
+            problems.append(Problem(source.name, row.number, failed[row.image]))
+        else:
+            lines.append(row.content | {"caption": done[str(row.image)]})
+    problems.sort(key=lambda problem: problem.row)
+    left_out = out.with_name(out.name + PROBLEMS)
+    if problems:
+        write_text(left_out, _jsonl([vars(it) for it in problems]))
+    else:
+        left_out.unlink(missing_ok=True)  # of an earlier run
+    write_text(out, _jsonl(lines))
+    progress.unlink(missing_ok=True)
+    return Captioned(len(lines) - kept, kept, problems)
+
+
+def _captions(
+    batches: list[list[Path]], captioner: Any, spoke: bool, progress_bar: bool
+) -> Iterator[tuple[dict[str, str], dict[Path, str]]]:
+    """Of each batch, captions by path and why pictures have none; ``spoke``: whether any has."""
+    from PIL import Image
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not progress_bar) as bar:
+        mute = 0
+        task = bar.add_task("captions", total=sum(len(batch) for batch in batches))
+        for batch in filter(None, batches):
+            pictures, faults = {}, {}
+            for path in batch:
+                try:
+                    check_image(path)
+                    with Image.open(path) as picture:
+                        pictures[path] = picture.convert("RGB")
+                except (ValueError, OSError) as fault:  # OSError: gone since it was checked
+                    faults[path] = str(fault)
+            said = dict(zip(pictures, captioner(list(pictures.values())), strict=True))
+            faults |= {path: str(it) for path, it in said.items() if isinstance(it, ValueError)}
+            spoke = spoke or any(isinstance(it, str) for it in said.values())
+            mute += len(said)
+            if not spoke and mute >= PATIENCE:
+                raise UserError(
+                    f"no caption for any of {mute} pictures: {next(iter(said.values()))}"
+                )
+            yield {str(path): it for path, it in said.items() if isinstance(it, str)}, faults
+            bar.advance(task, len(batch))
+
+
+def _read(source: Path, images: Path | None) -> tuple[list[_Row], list[Problem]]:
+    """The rows of a source, and those that are no records."""
+    if source.is_dir():
+        if images is not None:
+            raise UserError("a folder of pictures is its own image root: leave images out")
+        return _read_folder(source)
+    records, problems = read_records(source, images or source.parent, verify=False)
+    lines = source.read_bytes().split(b"\n")
+    rows = [
+        _Row(it.row, json.loads(lines[it.row - 1]), it.image if it.caption is None else None)
+        for it in records
+    ]
+    return rows, problems
+
+
+def _read_folder(folder: Path) -> tuple[list[_Row], list[Problem]]:
+    from PIL import Image
+
+    endings = Image.registered_extensions()
+    rows: list[_Row] = []
+    problems: list[Problem] = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in endings or not path.is_file():
+            continue
+        name, number = path.relative_to(folder).as_posix(), len(rows) + len(problems) + 1
+        if path.resolve().is_relative_to(folder.resolve()):
+            rows.append(_Row(number, {"image": name}, path.resolve()))
+        else:
+            problems.append(Problem(folder.name, number, f"image {name} leads outside the folder"))
+    if not rows:
+        raise UserError(f"no picture in {folder}: expected files such as .jpg and .png")
+    return rows, problems
+
+
+def _read_progress(path: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """Captions by path of the picture; what a kill left half written is cut off."""
+    if not path.is_file():
+        return {}
+    whole = path.read_bytes()
+    whole = whole[: whole.rfind(b"\n") + 1]
+    lines = [json.loads(line) for line in whole.splitlines()]
+    if lines and lines[0] != settings:
+        raise UserError(
+            f"{path} was begun with {json.dumps(lines[0])}, and now it is {json.dumps(settings)}: "
+            "remove it to begin anew, or name another file as out"
+        )
+    os.truncate(path, len(whole))
+    return {path: text for line in lines[1:] for path, text in line.items()}
+
+
+def _append(journal: IO[str], line: dict[str, Any]) -> None:
+    journal.write(json.dumps(line) + "\n")
+    journal.flush()
+    os.fsync(journal.fileno())
+
+
+def _jsonl(lines: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -1,0 +1,132 @@
+"""``tgalign check``: what it prints and when it fails."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tgalign.data.check import NEEDS_TOKENIZER, Report, check
+from tgalign.data.encode import Encoder
+from tgalign.data.preview import painted
+from tgalign.data.records import IMAGE_TOKEN
+from tgalign.data.sources import image_root_of, open_source, with_bar
+from tgalign.errors import UserError
+
+
+def run_check(
+    data: Path,
+    images: Path | None,
+    *,
+    as_json: bool,
+    num_previews: int,
+    model: Path | None,
+    tokenizer: Path | None,
+    image_tokens: int,
+    max_length: int,
+    retrieved_in_prompt: float,
+    progress_bar: bool,
+) -> int:
+    """Check data and print what was found.
+
+    Args:
+        data: A file or folder (``tgalign.data.sources``).
+        images: The image root; by default the folder of the data.
+        as_json: Whether to print one JSON object in place of lines.
+        num_previews: Of how many rows to show what is learnt.
+        model: A LLaVA checkpoint, of which all but the weights is read.
+        tokenizer: In its place, a folder with a tokenizer and a chat template.
+        image_tokens: Tokens of a picture, with ``tokenizer``.
+        max_length: Most tokens of a row.
+        retrieved_in_prompt: As of the stage to be trained (``StageConfig``).
+        progress_bar: Whether to draw one, on stderr.
+
+    Returns:
+        0 if all rows are good, else 1.
+
+    Raises:
+        UserError: There is nothing to check, or the options do not go together.
+    """
+    encoder = None
+    if model is not None or tokenizer is not None:
+        parts = _from_model(model) if model else _from_tokenizer(tokenizer, image_tokens)
+        encoder = Encoder(*parts, max_length=max_length, retrieved_in_prompt=retrieved_in_prompt)
+    elif num_previews:
+        raise UserError("a preview shows tokens: give --model or --tokenizer with it")
+    root = images or image_root_of(data)
+    source = with_bar(open_source(data), f"check {data.name}" if progress_bar else None)
+    report = check(source, root, encoder, num_previews=num_previews)
+    if as_json:
+        print(json.dumps(_as_json(report)))
+    else:
+        _print(Console(soft_wrap=True, highlight=False), report)
+    return 1 if report.problems else 0
+
+
+def _from_model(path: Path) -> tuple[Any, int]:
+    """The tokenizer of a LLaVA checkpoint, and its tokens per picture."""
+    from tgalign.checkpoint import load_processor
+
+    processor, config = load_processor(path)
+    return processor.tokenizer, config.image_seq_length
+
+
+def _from_tokenizer(path: Path | None, image_tokens: int) -> tuple[Any, int]:
+    """A tokenizer alone.
+
+    Raises:
+        UserError: It cannot be read, or its chat template has no place for an image.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError) as fault:
+        raise UserError(f"the tokenizer at {path} cannot be loaded: {fault}") from None
+    turn: Any = [{"role": "user", "content": [{"type": "image"}]}]
+    template = tokenizer.chat_template
+    rendered = tokenizer.apply_chat_template(turn, tokenize=False) if template else ""
+    image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if tokenizer(rendered, add_special_tokens=False)["input_ids"].count(image_id) != 1:
+        raise UserError(
+            f"the tokenizer at {path} has no chat template that makes one {IMAGE_TOKEN} token of "
+            "an image: give the folder that `tgalign compose` writes"
+        )
+    return tokenizer, image_tokens
+
+
+def _unchecked(report: Report) -> list[str]:
+    return [] if report.tokens else list(NEEDS_TOKENIZER)
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    return {
+        "rows": report.rows,
+        "good": report.good,
+        "bad": len(report.problems),
+        "problems": [asdict(problem) for problem in report.problems],
+        "not_checked": _unchecked(report),
+        "tokens": report.tokens,
+        "previews": report.previews,
+    }
+
+
+def _print(console: Console, report: Report) -> None:
+    for problem in report.problems:
+        console.print(str(problem), markup=False)
+    for found in report.previews:
+        console.print(painted(found))
+        console.print()
+    bad = len(report.problems)
+    console.print(f"{report.rows:,} rows: {report.good:,} good, {bad:,} bad")
+    if report.tokens and report.good:
+        mean = report.tokens["all"] / report.good
+        console.print(
+            f"tokens of a good row: {mean:,.0f} on average, {report.tokens['longest']:,} at most; "
+            f"{report.tokens['learnt'] / max(1, report.tokens['all']):.0%} of them are learnt"
+        )
+    for name in _unchecked(report):
+        console.print(f"not checked, for want of --model or --tokenizer: {name}")

@@ -1,0 +1,139 @@
+"""Read and encode what a run trains on: bad rows are left out, counted and named, or refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from tgalign.data.encode import EncodedRecord, Encoder
+from tgalign.data.records import Problem, Record, listed, read
+from tgalign.data.sources import open_source, with_bar
+from tgalign.data.spool import spool_encoded, spool_records
+from tgalign.errors import UserError
+from tgalign.files import INCOMPLETE, read_json, write_json
+
+SKIPPED = "skipped.json"
+UNPACKED = f"images{INCOMPLETE}"
+"""Pictures that stood in the rows of a data set, as long as a run goes on."""
+
+
+class TrainingData:
+    """The records of a run, and why rows are left out of it.
+
+    A run that goes on leaves out the rows that it left out when it began, and opens no picture.
+
+    Args:
+        data: A file or folder (``tgalign.data.sources``).
+        image_root: The folder that image paths are relative to.
+        out: The run's folder, which holds what it left out if it began before.
+        max_bad_share: Share of the rows that may be bad.
+        progress_bar: Whether to draw one.
+
+    Attributes:
+        records: The good records, on disk.
+
+    Raises:
+        UserError: The data or the image root is missing, too many rows are bad, or the data is not
+            that with which the run began.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        image_root: Path,
+        *,
+        out: Path,
+        max_bad_share: float,
+        progress_bar: bool,
+    ) -> None:
+        self._max_bad_share = max_bad_share
+        self._progress_bar = progress_bar
+        self._rows = 0
+        self._bad: dict[str, list[Problem]] = {}
+        source = open_source(data)
+        self._name = source.name
+        began = read_json(out / SKIPPED) if (out / SKIPPED).is_file() else None
+        known = {} if began is None else {it["row"]: it["reason"] for it in began["bad"]["data"]}
+        problems: list[Problem] = []
+
+        def good() -> Iterator[Record]:
+            title = f"read {source.name}" if progress_bar else None
+            shown = with_bar(source, title)
+            for it in read(shown, image_root, unpack=out / UNPACKED, verify=began is None):
+                self._rows += 1
+                if it.row in known:
+                    problems.append(Problem(source.name, it.row, known[it.row]))
+                elif isinstance(it, Problem):
+                    problems.append(it)
+                else:
+                    yield it
+
+        self.records: Sequence[Record] = spool_records(good())
+        if began is not None and (self._rows, len(problems)) != (began["rows"], len(known)):
+            raise UserError(
+                f"{data} has changed since the run at {out} began with it: name another folder as "
+                "out, or bring the data back"
+            )
+        self._leave_out("data", problems)
+
+    def encode(
+        self, encoder: Encoder, records: Iterable[Record], stage: str
+    ) -> Sequence[EncodedRecord]:
+        """Encode records, on disk; those that cannot be are left out.
+
+        Args:
+            encoder: Encodes for the checkpoint.
+            records: Some of the records.
+            stage: The stage that trains on them.
+
+        Raises:
+            UserError: Too many rows are bad.
+        """
+        problems: list[Problem] = []
+        shown = track(
+            records,
+            f"encode for {stage}",
+            total=len(self.records),
+            console=Console(stderr=True),
+            disable=not self._progress_bar,
+        )
+
+        def good() -> Iterator[EncodedRecord]:
+            for record in shown:
+                rows, faults = encoder.encode_all([record], self._name)
+                problems.extend(faults)
+                yield from rows
+
+        encoded = spool_encoded(good())
+        self._leave_out(stage, problems)
+        return encoded
+
+    def write(self, out: Path) -> None:
+        """Keep what is left out, for people and for a run that goes on, and say so in the log."""
+        bad = {where: [asdict(it) for it in problems] for where, problems in self._bad.items()}
+        write_json(out / SKIPPED, {"rows": self._rows, "bad": bad})
+        for where, problems in self._bad.items():
+            if problems:
+                logging.getLogger(__name__).warning(
+                    "%d of %d rows are bad and left out (%s); %s names them all:\n%s",
+                    len(problems),
+                    self._rows,
+                    where,
+                    out / SKIPPED,
+                    listed(problems, 20),
+                )
+
+    def _leave_out(self, where: str, problems: list[Problem]) -> None:
+        every = self._bad.get("data", []) + problems
+        if len(every) > self._max_bad_share * self._rows:
+            raise UserError(
+                f"{len(every)} bad row(s) of {self._rows}, more than max_bad_share "
+                f"{self._max_bad_share:g} allows; mend or remove them (`tgalign check` names them "
+                f"all):\n{listed(every, 5)}"
+            )
+        self._bad[where] = problems

@@ -1,0 +1,64 @@
+"""Pictures named by data: they stay inside their root, exist, decode, and are no bombs."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+MAX_PIXELS = 64_000_000
+"""A larger picture is refused unread, as a decompression bomb."""
+
+
+def inside(root: Path, name: Any) -> Path:
+    """The absolute path of a picture, links followed.
+
+    Args:
+        root: The image root, resolved.
+        name: What the data calls the picture: a path relative to the root.
+
+    Raises:
+        ValueError: It is no path, or leads outside the root.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"image must be a relative path, got {name!r}")
+    try:
+        path = (root / name).resolve()
+    except (OSError, RuntimeError) as fault:  # a loop of links
+        raise ValueError(f"image {name!r} cannot be found: {fault}") from None
+    if not path.is_relative_to(root):
+        raise ValueError(f"image {name!r} leads outside the image root {root}")
+    return path
+
+
+def check_image(picture: Path | bytes) -> str:
+    """Check that a picture exists, is no decompression bomb, and decodes.
+
+    Args:
+        picture: Its path, or the bytes of its file.
+
+    Returns:
+        Its format, such as ``PNG``.
+
+    Raises:
+        ValueError: Saying which of these fails.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    name = "in the row" if isinstance(picture, bytes) else str(picture)
+    width = height = 0
+    try:
+        if isinstance(picture, Path) and not picture.is_file():
+            raise FileNotFoundError
+        with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+            width, height = opened.size
+            if width * height <= MAX_PIXELS:
+                opened.convert("RGB")
+                return str(opened.format)
+    except FileNotFoundError:
+        raise ValueError(f"image {name} does not exist") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"image {name} is no picture that PIL can read") from None
+    except Exception as fault:  # decoders fail on damaged files in any way
+        raise ValueError(f"image {name} cannot be read: {fault}") from None
+    raise ValueError(f"image {name} has {width}×{height} pixels, more than {MAX_PIXELS:,}")

@@ -1,0 +1,162 @@
+"""``tgalign train --dry-run``: validate a recipe and say what it would train, without weights."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tgalign.checkpoint import load_config, load_processor
+from tgalign.config import StageConfig, TrainConfig
+from tgalign.data.encode import Encoder
+from tgalign.data.records import Record, read
+from tgalign.data.sources import image_root_of, open_source
+from tgalign.errors import UserError
+from tgalign.memory import FORMULA, part_sizes, stage_memory, trained_sizes
+from tgalign.pooling import parse_layers
+
+if TYPE_CHECKING:
+    from transformers import LlavaConfig
+
+MEASURED_ROWS = 1_000
+"""Of the data, where it and the tokenizer are there, to say how long its rows are."""
+
+
+def plan(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
+    """What a run would train and need.
+
+    Args:
+        config: The run. Where its ``model`` is not there, ``architecture`` stands for it.
+        processes: How many would share every step.
+
+    Returns:
+        ``model``: where the config comes from; ``sizes``: weights by part; ``stages``: for each
+        its name, ``trained`` and ``frozen`` weights, ``steps``, ``rows`` a step, ``tokens`` a step
+        at most, and of these ``image_tokens``, ``measured_tokens`` a step of the rows at hand or
+        None, and ``bytes`` by use.
+
+    Raises:
+        UserError: There is neither model nor architecture, or the recipe does not fit it.
+    """
+    llava, source = _llava_config(config)
+    model = meta_model(llava)
+    sizes = part_sizes(model, config)
+    text: Any = llava.text_config
+    if config.max_length <= llava.image_seq_length:
+        raise UserError(
+            f"max_length {config.max_length} leaves no token beside the {llava.image_seq_length} "
+            "of a picture"
+        )
+    stages = []
+    for stage in config.stages:
+        parse_layers(stage.objective.layers, text.num_hidden_layers)
+        if stage.accumulation % processes:
+            raise UserError(
+                f"stage {stage.name}: {processes} processes cannot share {stage.accumulation} "
+                "forward passes a step evenly"
+            )
+        rows = stage.batch_size * stage.accumulation
+        trained = trained_sizes(sizes, config, stage)
+        mean = _measured_tokens(config, stage)
+        stages.append(
+            {
+                "name": stage.name,
+                "trained": sum(trained.values()),
+                "frozen": sum(sizes[part] for part in ("vision", "projector", "llm"))
+                - sum(trained[part] for part in trained if part != "adapters"),
+                "steps": stage.steps,
+                "rows": rows,
+                "tokens": rows * config.max_length,
+                "image_tokens": rows * llava.image_seq_length,
+                "measured_tokens": None if mean is None else round(rows * mean),
+                "bytes": stage_memory(model, config, stage, processes),
+            }
+        )
+    return {"model": source, "sizes": sizes, "stages": stages}
+
+
+def meta_model(llava: LlavaConfig) -> Any:
+    """A LLaVA that has shapes and no weights."""
+    from transformers import LlavaForConditionalGeneration
+
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(llava)
+    return model
+
+
+def _llava_config(config: TrainConfig) -> tuple[LlavaConfig, str]:
+    from transformers import LlavaConfig
+
+    if config.model.is_dir():
+        return load_config(config.model), str(config.model)
+    path = config.architecture
+    if path is None:
+        raise UserError(
+            f"no checkpoint at {config.model}, and the recipe names no architecture to stand for it"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.get("model_type") != "llava":
+            raise ValueError(f"model_type is {data.get('model_type')!r}, expected 'llava'")
+        return LlavaConfig.from_dict(data), f"{config.model} (not there: {path.name} stands for it)"
+    except Exception as fault:  # transformers checks configs in many ways
+        raise UserError(f"the architecture at {path} cannot be read: {fault}") from None
+
+
+def _measured_tokens(config: TrainConfig, stage: StageConfig) -> float | None:
+    """Mean tokens of the first rows, if both data and tokenizer are there."""
+    if not config.model.is_dir() or not config.records.exists():
+        return None
+    processor, llava = load_processor(config.model)
+    encoder = Encoder(
+        processor.tokenizer,
+        llava.image_seq_length,
+        max_length=config.max_length,
+        retrieved_in_prompt=stage.retrieved_in_prompt,
+    )
+    root = config.image_root or image_root_of(config.records)
+    rows = read(open_source(config.records), root, verify=False)
+    records = [it for it in itertools.islice(rows, MEASURED_ROWS) if isinstance(it, Record)]
+    if "llm" not in stage.train:
+        records = [it for it in records if it.image is not None]
+    encoded, _ = encoder.encode_all(records, config.records.name)
+    return sum(len(it.input_ids) for it in encoded) / len(encoded) if encoded else None
+
+
+def print_plan(config: TrainConfig, processes: int = 1) -> None:
+    """Print what ``plan`` says."""
+    found = plan(config, processes)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"model: {found['model']}", markup=False)
+    for name, path in (("records", config.records), ("out", config.out)):
+        console.print(f"{name}: {path}{'' if path.exists() else ' (not there)'}", markup=False)
+    console.print(
+        "weights: " + ", ".join(f"{part} {n:,}" for part, n in found["sizes"].items() if n)
+    )
+    table = Table(title=f"Stages, on {processes} process(es); memory is an estimate, per process")
+    table.add_column("")
+    for stage in found["stages"]:
+        table.add_column(stage["name"], justify="right")
+    for label, key in (
+        ("weights trained", "trained"),
+        ("weights frozen", "frozen"),
+        ("steps", "steps"),
+        ("rows a step", "rows"),
+        ("tokens a step, at most", "tokens"),
+        ("of these, pictures'", "image_tokens"),
+        ("tokens a step, measured", "measured_tokens"),
+    ):
+        cells = [stage[key] for stage in found["stages"]]
+        table.add_row(label, *("no data" if cell is None else f"{cell:,}" for cell in cells))
+    table.add_section()
+    for use in found["stages"][0]["bytes"]:
+        table.add_row(f"{use}, GB", *(f"{it['bytes'][use] / 1e9:.1f}" for it in found["stages"]))
+    totals = [sum(stage["bytes"].values()) / 1e9 for stage in found["stages"]]
+    table.add_row("memory, GB", *(f"{total:.1f}" for total in totals), style="bold")
+    console.print(table)
+    for line in FORMULA:
+        console.print(f"- {line}", markup=False)

@@ -1,0 +1,138 @@
+"""``tgalign pool``: evaluations of several seeds as one table, a column per label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tgalign.demo_results import show_rate
+from tgalign.errors import UserError
+from tgalign.evaluate.command import show_difference
+from tgalign.evaluate.results import rates, read_results, safety_gap
+from tgalign.evaluate.run import ITEMS, read_items
+from tgalign.files import write_json, write_text
+
+ROWS = {"dsr": "DSR", "over_refusal": "over-refusal", "utility": "utility"}
+
+
+def parse_columns(texts: Sequence[str]) -> dict[str, list[Path]]:
+    """Read ``LABEL=FOLDER,FOLDER,...``.
+
+    Raises:
+        UserError: One is of another form, or a label stands twice.
+    """
+    columns: dict[str, list[Path]] = {}
+    for text in texts:
+        label, sign, folders = text.partition("=")
+        paths = [Path(part) for part in folders.split(",") if part]
+        if not (label and sign and paths) or label in columns:
+            raise UserError(f"{text!r}: expected LABEL=FOLDER,FOLDER,... with a label of its own")
+        columns[label] = paths
+    return columns
+
+
+def pool(columns: dict[str, list[Path]]) -> dict[str, Any]:
+    """Pool evaluations by label, suite and condition.
+
+    The intervals treat all items as independent, which those of one model are not quite; the seeds
+    one by one stand beside them.
+
+    Raises:
+        UserError: A folder holds no evaluation.
+    """
+    pooled = {}
+    for label, folders in columns.items():
+        seeds = [list(read_items(folder / ITEMS).values()) for folder in folders]
+        rows = [
+            row | {"id": f"{row['suite']}/{row['condition']}/{seed} {row['id'].split('/', 2)[2]}"}
+            for seed, found in enumerate(seeds)
+            for row in found
+        ]
+        suites = dict.fromkeys(row["suite"] for row in rows)
+        pooled[label] = {
+            "folders": [str(folder) for folder in folders],
+            "seeds": [seed for folder in folders for seed in read_results(folder)["seeds"]],
+            "suites": {
+                suite: {
+                    "conditions": {
+                        condition: rates(_of(rows, suite, condition))
+                        | {"by_seed": [_headline(_of(it, suite, condition)) for it in seeds]}
+                        for condition in dict.fromkeys(
+                            row["condition"] for row in rows if row["suite"] == suite
+                        )
+                    },
+                    "safety_gap": safety_gap([row for row in rows if row["suite"] == suite]),
+                }
+                for suite in suites
+            },
+        }
+    return pooled
+
+
+def _of(rows: Sequence[dict[str, Any]], suite: str, condition: str) -> list[dict[str, Any]]:
+    return [row for row in rows if (row["suite"], row["condition"]) == (suite, condition)]
+
+
+def _headline(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    found = rates(rows)
+    return {name: found[name]["rate"] for name in ROWS}
+
+
+def markdown(pooled: dict[str, Any]) -> str:
+    """A row per suite, condition and rate, then the safety gap by scene; a column per label."""
+    places = list(
+        dict.fromkeys(
+            (suite, condition)
+            for found in pooled.values()
+            for suite, its in found["suites"].items()
+            for condition in its["conditions"]
+        )
+    )
+    lines = [["suite", "condition", "rate", *pooled], ["---"] * (3 + len(pooled))]
+    for suite, condition in places:
+        for name, title in ROWS.items():
+            cells = [_cell(found, suite, condition, name) for found in pooled.values()]
+            if any(cell != "n/a" for cell in cells):
+                lines.append([suite, condition, title, *cells])
+    gaps = [["suite", "scene", "safety gap", *pooled], ["---"] * (3 + len(pooled))]
+    for suite in dict.fromkeys(suite for suite, _ in places):
+        tables = [
+            found["suites"].get(suite, {}).get("safety_gap") or {} for found in pooled.values()
+        ]
+        for scene in dict.fromkeys(scene for table in tables for scene in table):
+            cells = [
+                show_difference(table[scene]["gap"]) if scene in table else "n/a"
+                for table in tables
+            ]
+            gaps.append([suite, scene, "text - picture", *cells])
+    seeds = "; ".join(
+        f"{label}: seeds {', '.join(map(str, found['seeds']))}" for label, found in pooled.items()
+    )
+    text = _table(lines)
+    if len(gaps) > 2:
+        text += "\n" + _table(gaps)
+    return f"{text}\nRate [95 % interval] n over {seeds}; in brackets () the seeds one by one.\n"
+
+
+def _cell(found: dict[str, Any], suite: str, condition: str, name: str) -> str:
+    measured = found["suites"].get(suite, {}).get("conditions", {}).get(condition)
+    if measured is None or measured[name]["rate"] is None:
+        return "n/a"
+    each = [seed[name] for seed in measured["by_seed"] if seed[name] is not None]
+    seeds = ", ".join(f"{value:.2f}" for value in each)
+    return f"{show_rate(measured[name])} ({seeds})" if len(each) > 1 else show_rate(measured[name])
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def write_pool(columns: dict[str, list[Path]], out: Path | None) -> str:
+    """Pool, write OUT.md and OUT.json if asked for, and give the table."""
+    pooled = pool(columns)
+    text = markdown(pooled)
+    if out is not None:
+        write_json(out.with_name(out.name + ".json"), pooled)
+        write_text(out.with_name(out.name + ".md"), text)
+    return text

@@ -1,0 +1,111 @@
+"""Work shard by shard, in this process or on the workers of a Ray cluster.
+
+A shard's work is to write that shard's file, complete or not at all. So nothing goes through the
+driver, what is there need not be made again, and a worker that dies loses only the shard it had in
+hand, which Ray gives to another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import track
+
+from tgalign.errors import UserError
+
+Engine = Literal["local", "ray"]
+Worker = Callable[[int], None]
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+"""Environment of Ray: it reports to nobody, and says less."""
+
+
+def run_shards(
+    make_worker: Callable[[], Worker],
+    shards: Sequence[int],
+    *,
+    engine: Engine,
+    workers: int,
+    title: str,
+    progress_bar: bool,
+) -> None:
+    """Have every shard worked on.
+
+    Args:
+        make_worker: Makes what works on a shard (loads an encoder, say). With ``ray`` it is sent to
+            every worker, so it must pickle: a partial of a module's function.
+        shards: Their numbers.
+        engine: ``local``, here one by one; or ``ray``, through Ray Data: on the cluster of
+            ``RAY_ADDRESS`` or one that runs on this machine, else on one that is started.
+        workers: With ``ray``: how many.
+        title: Of the progress bar.
+        progress_bar: Whether to draw it.
+
+    Raises:
+        UserError: As the work raises it, or Ray is not installed.
+    """
+    if not shards:
+        return
+    done = _on_ray(make_worker, shards, workers) if engine == "ray" else _here(make_worker, shards)
+    for _ in track(
+        done,
+        total=len(shards),
+        description=title,
+        disable=not progress_bar,
+        console=Console(stderr=True),
+    ):
+        pass
+
+
+def _here(make_worker: Callable[[], Worker], shards: Sequence[int]) -> Iterator[int]:
+    work = make_worker()
+    for shard in shards:
+        work(shard)
+        yield shard
+
+
+def _on_ray(
+    make_worker: Callable[[], Worker], shards: Sequence[int], workers: int
+) -> Iterator[int]:
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise UserError(
+            "Ray is not installed: pip install 'tgalign[scale]', or use --engine local"
+        ) from None
+
+    class OnWorker:
+        def __init__(self) -> None:
+            self.work: Worker | None = None
+
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            try:
+                self.work = self.work or make_worker()
+                self.work(int(row["item"]))
+            except UserError as fault:  # Ray would wrap it beyond recognition
+                return row | {"fault": str(fault)}
+            return row | {"fault": ""}
+
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    has = ray.cluster_resources()
+    size = max(1, min(workers, len(shards), int(has.get("CPU", 1))))  # more would wait for ever
+    pool = ray.data.ActorPoolStrategy(size=size)
+    todo = ray.data.from_items(list(shards), override_num_blocks=len(shards))
+    mapped = todo.map(OnWorker, compute=pool, num_gpus=min(1.0, has.get("GPU", 0.0) / size))
+    for row in mapped.iter_rows():
+        if row["fault"]:
+            raise UserError(row["fault"])
+        yield row["item"]

@@ -1,0 +1,174 @@
+"""Ablations as data: every setting is one that can be run, and what is made of the results."""
+
+import json
+import math
+import sys
+import types
+
+import pytest
+
+from tgalign.baselines import ablate
+from tgalign.baselines.ablate import growth, markdown, run_ablation, run_variant
+from tgalign.baselines.ablations import ABLATIONS, ELSEWHERE, Ablation, Variant
+from tgalign.errors import UserError
+from tgalign.lab import experiment
+from tgalign.lab.build import build_llm
+from tgalign.lab.objects import picture_pool
+from tgalign.report.ablation_report import render
+
+VARIANTS = [(name, it) for name, ablation in ABLATIONS.items() for it in ablation.variants]
+
+
+def rate(share, n=10):
+    return {"rate": share, "low": max(0.0, share - 0.1), "high": min(1.0, share + 0.1), "n": n}
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The configs that were to be run; nothing is trained."""
+    calls = []
+
+    def measured(config, data, condition, size, seed, llm):
+        calls.append((config, size, llm))
+        rates = {key: rate(0.1 * (seed + 1)) for key in ablate.COLUMNS}
+        scenes = {scene: rate(0.5) for scene in picture_pool("development").scenes}
+        return {"rates": rates, "dsr_by_scene": scenes}
+
+    monkeypatch.setattr(experiment, "_measured", measured)
+    monkeypatch.setattr(ablate, "available_cores", lambda: 1)
+    return calls
+
+
+def test_names_of_the_ablations_that_were_asked_for():
+    assert {
+        "form", "similarity", "reference", "layers", "weight", "schedule", "prompt", "stages",
+        "toxic_share", "held_out_scenes", "pictures", "llm_width",
+    } <= set(ABLATIONS)  # fmt: skip
+    for ablation in ABLATIONS.values():
+        labels = [variant.label for variant in ablation.variants]
+        assert len(set(labels)) == len(labels) >= 2
+        assert (ablation.size is None) == all(it.size is None for it in ablation.variants)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), VARIANTS, ids=[f"{name}: {it.label}" for name, it in VARIANTS]
+)
+def test_every_variant_can_be_run(name, variant, ran, tmp_path, monkeypatch):
+    def built(out, seed, **options):
+        out.mkdir()
+        (out / "model.safetensors").write_bytes(str(options).encode())
+
+    monkeypatch.setattr("tgalign.lab.build.build_llm", built)
+    for smoke in (False, True):
+        run_variant(tmp_path, 0, variant, smoke)
+    (config, size, llm), (short, little, _) = ran
+    assert config.stages[0].steps > 100 > short.stages[0].steps
+    assert size.pictures >= 1000 > little.pictures
+    assert (llm is None) == (variant.llm_width is None)
+    assert size.left_out == variant.scene
+
+
+def test_variants_of_one_ablation_differ(ran, tmp_path):
+    for name, ablation in ABLATIONS.items():
+        ran.clear()
+        for variant in ablation.variants:
+            if variant.llm_width is None:
+                run_variant(tmp_path / name, 0, variant, smoke=False)
+        seen = {repr((config.model_dump(exclude={"out"}), size)) for config, size, _ in ran}
+        assert len(seen) == len(ran), name
+
+
+def test_seeds_are_pooled_and_the_page_is_written(ran, tmp_path, capsys):
+    content = run_ablation(tmp_path, "held_out_scenes", num_seeds=2)
+    assert content == json.loads((tmp_path / "ablation-held_out_scenes.json").read_text())
+    first = content["variants"][0]
+    assert (first["dsr"]["rate"], first["dsr"]["n"]) == (pytest.approx(0.15), 20)
+    assert [row["seed"] for row in first["seeds"]] == [0, 1]
+    assert (
+        "| none left out | 0.15 [0.05, 0.36] |"
+        in (tmp_path / "ablation-held_out_scenes.md").read_text()
+    )
+    assert "DSR of the scene left out" in capsys.readouterr().out
+    page = (tmp_path / "ablation-held_out_scenes.html").read_text()
+    assert "Does safety reach a scene" in page and "data.left_out=knife" in page
+    again = len(ran)
+    run_ablation(tmp_path, "held_out_scenes", num_seeds=2)
+    assert len(ran) == again
+
+
+def test_growth_is_the_slope_over_doublings():
+    rows = [
+        {"size": size, "seeds": [{"dsr": rate(0.1 + 0.05 * math.log2(size))}] * 2}
+        for size in (1, 2, 4, 8)
+    ]
+    fit = growth(rows, "dsr")
+    assert fit["per_doubling"] == pytest.approx(0.05)
+    assert fit["intercept"] == pytest.approx(0.1)
+    assert fit["low"] <= fit["per_doubling"] <= fit["high"] and fit["runs"] == 8
+    rows[0]["seeds"] = [{"dsr": rate(0.5)}, {"dsr": rate(0.0)}]
+    noisy = growth(rows, "dsr")
+    assert noisy["high"] - noisy["low"] > 0.05
+
+
+def test_sizes_are_fitted_and_drawn(ran, tmp_path):
+    content = run_ablation(tmp_path, "pictures", num_seeds=2)
+    assert content["fit"]["dsr"]["per_doubling"] == pytest.approx(0.0)
+    assert "Each doubling of the number of pictures adds 0.0 points" in markdown(content)
+    assert "DSR, fitted" in render(content)
+
+
+def test_names_of_variants_are_escaped(monkeypatch, ran, tmp_path):
+    evil = Ablation("<b>?", (Variant("<i>one"), Variant("two", ("companions=0.1",))))
+    monkeypatch.setitem(ablate.ABLATIONS, "evil", evil)
+    run_ablation(tmp_path, "evil", num_seeds=1)
+    page = (tmp_path / "ablation-evil.html").read_text()
+    assert "<i>one" not in page and "<b>?" not in page and "&lt;i&gt;one" in page
+
+
+def test_an_unknown_ablation_lists_all(tmp_path):
+    with pytest.raises(UserError, match=r"unknown ablation 'layer'.*layers.*captions"):
+        run_ablation(tmp_path / "out", "layer", num_seeds=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ablations_of_other_modules_are_handed_on(monkeypatch, tmp_path):
+    seen = []
+
+    def run(name, out, **options):
+        seen.append((name, out, options))
+        return {"variants": []}
+
+    module = types.ModuleType("elsewhere")
+    module.run = run
+    monkeypatch.setitem(sys.modules, "elsewhere", module)
+    for name in ELSEWHERE:
+        monkeypatch.setitem(ablate.ELSEWHERE, name, "elsewhere")
+        run_ablation(tmp_path, name, num_seeds=3, smoke=True)
+    options = {"num_seeds": 3, "jobs": None, "smoke": True}
+    assert seen == [(name, tmp_path, options) for name in ("retrieval", "captions")]
+
+
+def test_a_language_model_of_another_width_is_built_once(tmp_path):
+    from tgalign.lab.assets import load_llm
+
+    build_llm(tmp_path / "llm", 0, width=32, steps=(1, 1))
+    before = (tmp_path / "llm/model.safetensors").stat().st_mtime_ns
+    build_llm(tmp_path / "llm", 0, width=32, steps=(1, 1))
+    assert (tmp_path / "llm/model.safetensors").stat().st_mtime_ns == before
+    model = load_llm(tmp_path / "llm")
+    assert (model.config.hidden_size, model.config.num_hidden_layers) == (32, 6)
+
+
+def test_another_language_model_makes_another_experiment(ran, tmp_path):
+    folders = set()
+    for number in range(2):
+        llm = tmp_path / f"llm{number}"
+        llm.mkdir()
+        (llm / "model.safetensors").write_bytes(bytes([number]))
+        for given in (llm, None):
+            experiment.run_experiment(
+                tmp_path, "tga", condition="guided", toxic_share=None, seed=0, changes=[], llm=given
+            )
+    folders = {config.out.parent for config, _, _ in ran}
+    bases = {config.model for config, _, _ in ran}
+    assert len(ran) == len(folders) == len(bases) == 3

@@ -1,0 +1,170 @@
+"""From items to rates, tests and tables: what is counted, and what a page shows of it."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from tgalign.baselines.comparison import (
+    COLUMNS,
+    assemble,
+    csv_text,
+    markdown,
+    title,
+)
+from tgalign.baselines.items import ask_all, outcomes
+from tgalign.baselines.methods import plan
+from tgalign.lab.jailbreaks import ATTACKS
+from tgalign.lab.suite import lab_suite
+from tgalign.report.comparison_report import headline, render
+
+SETTING = {
+    "condition": "guided", "toxic_share": 0.1, "style": "emoji", "scale": 1.0, "smoke": False,
+}  # fmt: skip
+RATE = {"rate", "low", "high", "n"}
+
+
+def item(kind, number, label, *, scene=None, fresh=False, named=None):
+    toxic = scene is not None
+    return {
+        "id": f"{kind}-{number}", "kind": kind, "scene": scene, "toxic": toxic, "fresh": fresh,
+        "text": "", "label": label, "rule": "", "named": named or {},
+    }  # fmt: skip
+
+
+def answers(refused_of_ten, *, harmless_refused=0, named=True, text_refused=4):
+    """Ten toxic and ten harmless pictures, plain and attacked, and four texts of each kind."""
+    items = []
+    for kind in ("plain", *ATTACKS):
+        for number in range(10):
+            label = "refused" if number < refused_of_ten else "answered"
+            items.append(item(kind, number, label, scene="gun", fresh=number < 4))
+            label = "refused" if number < harmless_refused else "answered"
+            shown = {"fox": named, "taco": named}
+            items.append(item(kind, 100 + number, label, named=shown if kind == "plain" else {}))
+    for number in range(4):
+        label = "refused" if number < text_refused else "answered"
+        items.append(item("text", number, label, scene="gun"))
+        items.append(item("text", 100 + number, "answered"))
+    return items
+
+
+def found(*given, seconds=60.0, latency=0.0, **options):
+    return {"items": answers(*given, **options), "training_seconds": seconds,
+            "added_latency": latency}  # fmt: skip
+
+
+PLANS = [plan(name, ["<b>mine"]) for name in ("ce", "tga", "ecso", "<b>mine")]
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    by_method = {
+        "ce": found(0),
+        "tga": found(8),
+        "ecso": found(5, harmless_refused=1, latency=1.5),
+        "<b>mine": found(8, named=False, seconds=None),
+    }
+    return assemble(dict.fromkeys((0, 1), by_method), PLANS, SETTING)
+
+
+def test_what_each_rate_counts():
+    counts = {
+        name: (sum(hit for _, hit in rows), len(rows))
+        for name, rows in outcomes(answers(3, harmless_refused=2)).items()
+    }
+    assert counts["dsr"] == counts["dsr_gun"] == (3, 10)
+    assert counts["over_refusal"] == (2, 10)
+    assert counts["named"] == (20, 20)
+    assert counts["held_out_dsr"] == (3, 4)
+    assert counts["undetermined"] == (0, 20)
+    assert counts["text_dsr"] == (4, 4) and counts["text_over_refusal"] == (0, 4)
+    assert counts["jailbreak_dsr"] == (6, 20) and counts["jailbreak_over_refusal"] == (4, 20)
+    assert counts["jailbreak_dsr_role_play"] == (3, 10)
+
+
+def test_an_undetermined_answer_is_no_refusal():
+    rows = dict(outcomes([item("plain", 0, "undetermined", scene="gun")]))
+    assert rows["dsr"] == [("plain-0", False)] and rows["undetermined"] == [("plain-0", True)]
+
+
+def test_the_fixed_fields_of_the_json(comparison):
+    again = json.loads(json.dumps(comparison))
+    assert list(again["methods"]) == ["ce", "tga", "ecso", "<b>mine"]
+    assert again["seeds"] == [0, 1] and again["versions"]["torch"]
+    for method in again["methods"].values():
+        for name in ("dsr", "over_refusal", "named", "text_dsr", "jailbreak_dsr"):
+            assert set(method[name]) == RATE
+            assert method[name]["low"] <= method[name]["rate"] <= method[name]["high"]
+        assert isinstance(method["added_latency"], float)
+        assert [row["seed"] for row in method["seeds"]] == [0, 1]
+    needs = ("uses_image_safety_data", "uses_second_model", "at_inference")
+    assert [again["methods"]["ecso"][need] for need in needs] == [False, False, True]
+    assert again["methods"]["tga"]["dsr"] == pytest.approx(
+        {"rate": 0.8, "low": 0.584, "high": 0.919, "n": 20}, abs=1e-3
+    )
+
+
+def test_only_what_nothing_beats_is_on_the_front(comparison):
+    assert comparison["pareto"] == ["tga"]
+    assert headline(comparison).startswith("No other method beats TGA")
+    worse = {**comparison, "pareto": ["<b>mine"]}
+    worse["methods"] = {**comparison["methods"], "x": comparison["methods"]["tga"]}
+    assert headline(worse) == "TGA is beaten by x"
+
+
+def test_methods_are_tested_against_ce_on_the_same_items(comparison):
+    methods = comparison["methods"]
+    assert "against_ce" not in methods["ce"]
+    test = methods["tga"]["against_ce"]["dsr"]
+    assert (test["gained"], test["lost"], test["n"]) == (16, 0, 20)
+    assert test["difference"] == pytest.approx(0.8)
+    assert test["p"] == pytest.approx(2 / 2**16)
+    assert test["p_holm"] == pytest.approx(3 * test["p"])
+    assert methods["tga"]["against_ce"]["named"]["p_holm"] == 1.0
+    other = {"ce": found(0), "tga": {**found(1), "items": answers(1)[1:]}}
+    with pytest.raises(AssertionError, match="different items"):
+        assemble({0: other}, PLANS[:2], SETTING)
+
+
+def test_the_table_marks_what_differs(comparison):
+    lines = markdown(comparison).splitlines()
+    assert lines[0] == f"{title(comparison)}: rate [95 % Wilson interval]"
+    rows = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("| ")}
+    assert "0.80 [0.58, 0.92]*" in rows["tga ★"]
+    assert "*" not in rows["ce"]
+    assert "+150 %" in rows["ecso"] and "at inference" in rows["ecso"]
+    assert "n/a" in rows["<b>mine"]
+    assert "DSR 20, over-refusal 20, objects named 40, text DSR 8, jailbreak DSR 40" in lines[-1]
+
+
+def test_the_csv_holds_the_same_numbers(comparison):
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(csv_text(comparison)))}
+    assert list(rows) == list(comparison["methods"])
+    for name, row in rows.items():
+        for rate in COLUMNS:
+            assert float(row[f"{rate}_rate"]) == comparison["methods"][name][rate]["rate"]
+        assert row["pareto"] == str(name == "tga")
+
+
+def test_the_page_is_offline_escaped_and_says_what_smoke_is_worth(comparison):
+    page = render(comparison)
+    assert "No other method beats TGA" in page
+    assert "&lt;b&gt;mine" in page and "<b>mine" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+    assert page.count("<svg") == 2 + len(PLANS)
+    assert render(comparison) == page
+    assert "figures mean nothing" in render({**comparison, "smoke": True})
+
+
+def test_every_item_is_asked_and_judged(llava, processor):
+    suite = lab_suite(3, per_scene=1, num_benign=3, num_texts=4)
+    items = ask_all(llava, processor, suite)
+    assert len({it["id"] for it in items}) == len(items) == 3 * (7 + 3) + 4
+    assert {it["label"] for it in items} <= {"refused", "answered", "undetermined"}
+    counted = outcomes(items)
+    assert len(counted["dsr"]) == 7 and len(counted["over_refusal"]) == 3
+    assert len(counted["text_dsr"]) == len(counted["text_over_refusal"]) == 2
+    assert len(counted["jailbreak_dsr"]) == 14
+    assert len(counted["named"]) == sum(len(it.names) for it in suite.benign)

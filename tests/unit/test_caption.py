@@ -1,0 +1,323 @@
+"""`tgalign caption`: what gets a caption, what is left out and named, and runs that are killed."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_models import TEXT_SIZES, new_tokenizer
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    BlipProcessor,
+    LlavaForConditionalGeneration,
+)
+
+from tgalign.caption import Captioned, caption
+from tgalign.captioner import Captioner
+from tgalign.data.records import read_records
+from tgalign.errors import UserError
+from tgalign.evaluate.generate import Prompt, answer
+
+NEW = 6
+KILLED = Path(__file__).parent / "killed_captions.py"
+
+
+def draw(path, seed):
+    rng = random.Random(seed)
+    picture = Image.new("RGB", (72, 72), tuple(rng.choices(range(256), k=3)))
+    corner = (rng.randrange(40), rng.randrange(40))
+    picture.paste(tuple(rng.choices(range(256), k=3)), (*corner, corner[0] + 30, corner[1] + 30))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return picture
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Nine pictures in two folders, beside other files."""
+    path = tmp_path / "pictures"
+    for number in range(9):
+        draw(path / ("deep/er" if number % 2 else "") / f"{number}.png", number)
+    (path / "notes.txt").write_text("no picture")
+    return path
+
+
+@pytest.fixture
+def captioner(checkpoint):
+    return Captioner(checkpoint, None, batch_size=4, max_new_tokens=NEW, dtype="auto")
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(source, checkpoint, out, **options):
+    defaults = {"batch_size": 4, "max_new_tokens": NEW, "progress_bar": False}
+    return caption(source, checkpoint, out, **(defaults | options))
+
+
+def test_a_folder_becomes_records(folder, checkpoint, tmp_path, tgalign, composed):
+    out = tmp_path / "made" / "records.jsonl"
+    small = ("--batch-size", 4, "--max-new-tokens", NEW)
+    status, said, drawn = tgalign("caption", folder, "--model", checkpoint, "--out", out, *small)
+    assert status == 0
+    assert f"{out}: 9 captioned, 0 as they were" in said
+    assert "captions" in drawn and "100%" in drawn
+    records, problems = read_records(out, folder)
+    assert not problems
+    names = [record.image.relative_to(folder).as_posix() for record in records]
+    assert names == sorted(names) and len(names) == 9
+    # What the model says of each picture alone, asked the question of the paper.
+    prompts = [Prompt("Describe this image.", Image.open(record.image)) for record in records]
+    alone = [answer(*composed, [prompt], max_new_tokens=NEW)[0] for prompt in prompts]
+    assert [record.caption for record in records] == alone
+    assert len(set(alone)) > 2
+    assert [path.name for path in out.parent.iterdir()] == ["records.jsonl"]
+
+
+def test_records_keep_what_they_have(rows, checkpoint, tmp_path):
+    out = tmp_path / "out.jsonl"
+    done = run(rows.path, checkpoint, out)
+    wanting = [row for row in rows.data if "image" in row and "caption" not in row]
+    assert done == Captioned(len(wanting), len(rows.data) - len(wanting), [])
+    assert len(wanting) == 3
+    for before, after in zip(rows.data, lines_of(out), strict=True):
+        assert after == (before | {"caption": after["caption"]} if before in wanting else before)
+    records, problems = read_records(out, rows.path.parent)
+    assert not problems
+    assert all(record.caption for record in records if record.image)
+
+
+def test_a_picture_of_several_rows_is_captioned_once(checkpoint, tmp_path, monkeypatch):
+    draw(tmp_path / "a.png", 1)
+    row = {"image": "a.png", "id": 7, "retrieved": [{"text": "x", "score": 0.5}]}
+    (tmp_path / "records.jsonl").write_text((json.dumps(row) + "\n") * 3 + "\n")
+    asked = []
+    call = Captioner.__call__
+    monkeypatch.setattr(
+        Captioner, "__call__", lambda self, them: asked.extend(them) or call(self, them)
+    )
+    run(tmp_path / "records.jsonl", checkpoint, tmp_path / "out.jsonl")
+    assert len(asked) == 1
+    first, *rest = lines_of(tmp_path / "out.jsonl")
+    assert rest == [first, first]
+    assert first == row | {"caption": first["caption"]}
+
+
+def test_bad_rows_are_left_out_counted_and_named(folder, checkpoint, tmp_path, tgalign):
+    (folder / "0.png").write_bytes(b"no picture")
+    data = (folder / "2.png").read_bytes()
+    (folder / "2.png").write_bytes(data[: len(data) // 2])
+    outside = tmp_path / "outside.png"
+    draw(outside, 1)
+    (folder / "link.png").symlink_to(outside)
+    out = tmp_path / "out.jsonl"
+    small = ("--batch-size", 4, "--max-new-tokens", NEW, "--no-progress")
+    status, said, fault = tgalign("caption", folder, "--model", checkpoint, "--out", out, *small)
+    assert status == 1
+    assert "7 captioned" in said and "3 row(s) left out" in fault
+    named = lines_of(tmp_path / "out.jsonl.problems.jsonl")
+    assert [row["file"] for row in named] == ["pictures"] * 3
+    for row, reason in zip(named, ("0.png is no picture", "2.png cannot", "outside"), strict=True):
+        assert reason in row["reason"] and row["reason"] in fault
+    assert [row["image"] for row in lines_of(out)] == sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*.png")
+        if path.name not in ("0.png", "2.png", "link.png")
+    )
+    # The others' captions are those of a run without them, and mended ones are found.
+    out.unlink()
+    draw(folder / "0.png", 0)
+    draw(folder / "2.png", 2)
+    (folder / "link.png").unlink()
+    assert run(folder, checkpoint, out) == Captioned(9, 0, [])
+    assert not (tmp_path / "out.jsonl.problems.jsonl").exists()
+
+
+def test_bad_records_are_named_by_row(checkpoint, tmp_path):
+    draw(tmp_path / "a.png", 1)
+    good = {"image": "a.png"}
+    rows = [good, {"image": "../b.png"}, {"image": "gone.png"}, {"imgae": "a.png"}]
+    text = "".join(json.dumps(row) + "\n" for row in rows) + "{\n" + json.dumps(good) + "\n"
+    (tmp_path / "records.jsonl").write_text(text)
+    done = run(tmp_path / "records.jsonl", checkpoint, tmp_path / "out.jsonl")
+    assert (done.captioned, [problem.row for problem in done.problems]) == (2, [2, 3, 4, 5])
+    reasons = ("leads outside", "does not exist", "unknown key", "not valid JSON")
+    for problem, reason in zip(done.problems, reasons, strict=True):
+        assert reason in str(problem) and str(problem).startswith("records.jsonl:")
+
+
+def failing(monkeypatch, fails):
+    """Make the model fail on batches; gives the sizes it was asked for."""
+    generate, sizes = LlavaForConditionalGeneration.generate, []
+
+    def generate_or_fail(self, **inputs):
+        sizes.append(len(inputs["input_ids"]))
+        fails(inputs["pixel_values"])
+        return generate(self, **inputs)
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "generate", generate_or_fail)
+    return sizes
+
+
+def test_out_of_memory_halves_the_batch_for_good(captioner, tmp_path, monkeypatch):
+    pictures = [draw(tmp_path / f"{number}.png", number) for number in range(8)]
+    straight = captioner(pictures)
+
+    def memory_for_three(pixels):
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    sizes = failing(monkeypatch, memory_for_three)
+    assert captioner(pictures) == straight
+    assert captioner.batch_size == 2
+    captioner(pictures)
+    assert sizes == [4, 2, 2, 2, 2, 2, 2, 2, 2]
+
+
+def test_a_picture_the_model_fails_on_costs_the_others_nothing(
+    folder, checkpoint, tmp_path, monkeypatch
+):
+    run(folder, checkpoint, tmp_path / "straight.jsonl")
+    marked = Image.new("RGB", (72, 72))  # black: the only one
+    marked.save(folder / "marked.png")
+
+    def never_black(pixels):
+        dark = pixels.flatten(1)
+        if (dark == dark[:, :1]).all(dim=1).any() or dark.amax(dim=1).min() < 0:
+            raise IndexError("odd picture")
+
+    failing(monkeypatch, never_black)
+    done = run(folder, checkpoint, tmp_path / "out.jsonl")
+    assert [problem.reason for problem in done.problems] == [
+        "the model fails on it: IndexError: odd picture"
+    ]
+    assert lines_of(tmp_path / "out.jsonl") == lines_of(tmp_path / "straight.jsonl")
+
+
+def test_memory_for_not_even_one_is_a_problem_of_that_picture(captioner, tmp_path, monkeypatch):
+    def no_memory(pixels):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    failing(monkeypatch, no_memory)
+    (said,) = captioner([draw(tmp_path / "a.png", 1)])
+    assert isinstance(said, ValueError) and "out of memory" in str(said)
+
+
+def test_a_model_that_never_speaks_is_given_up(checkpoint, tmp_path, monkeypatch):
+    for number in range(40):
+        draw(tmp_path / "pictures" / f"{number}.png", number)
+
+    def mute(self, pictures):
+        return [ValueError("the model says nothing of it")] * len(pictures)
+
+    monkeypatch.setattr(Captioner, "__call__", mute)
+    with pytest.raises(
+        UserError, match="no caption for any of 16 pictures: the model says nothing"
+    ):
+        run(tmp_path / "pictures", checkpoint, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+    # A few that it says nothing of are their own problem.
+    for number in range(12, 40):
+        (tmp_path / "pictures" / f"{number}.png").unlink()
+    done = run(tmp_path / "pictures", checkpoint, tmp_path / "out.jsonl")
+    assert (done.captioned, len(done.problems)) == (0, 12)
+
+
+def test_a_literal_image_token_never_enters_a_record(captioner, tmp_path, monkeypatch):
+    said = iter(["a <image> b", " <image> "])
+    monkeypatch.setattr(
+        Captioner, "_generate", lambda self, pictures: [next(said) for _ in pictures]
+    )
+    first, second = captioner([draw(tmp_path / "a.png", 1)] * 2)
+    assert first == "a   b"
+    assert isinstance(second, ValueError)
+
+
+def test_killed_runs_go_on_and_end_as_a_straight_one(folder, checkpoint, tmp_path):
+    """Killed in a line of the progress, after one, and before the output, one after the other."""
+    (folder / "bad.png").write_bytes(b"no picture")
+    straight, out = tmp_path / "straight.jsonl", tmp_path / "out.jsonl"
+    run(folder, checkpoint, straight, batch_size=2)
+    arguments = ["caption", folder, "--model", checkpoint, "--out", out, "--batch-size", 2]
+    arguments = [str(it) for it in [*arguments, "--max-new-tokens", NEW, "--no-progress"]]
+    moments = [("in", 1), ("after", 2), ("in", 2), ("output", 0), ("", 0)]
+    process = subprocess.run(
+        [sys.executable, KILLED, *arguments], input=json.dumps(moments),
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    signals = [int(line) for line in process.stdout.split("\n") if line.strip().isdigit()]
+    assert signals == [9] * 4 + [0], process.stderr
+    assert out.read_bytes() == straight.read_bytes()
+    problems = [it.with_name(it.name + ".problems.jsonl").read_bytes() for it in (out, straight)]
+    assert problems[0] == problems[1]
+    assert not list(tmp_path.glob("*.progress"))
+
+
+def test_what_is_done_is_not_done_again(folder, checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    call, asked = Captioner.__call__, []
+
+    def stop_at_the_third(self, pictures):
+        asked.append(len(pictures))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return call(self, pictures)
+
+    monkeypatch.setattr(Captioner, "__call__", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, checkpoint, out)
+    with pytest.raises(UserError, match=r'was begun with .*"prompt": null.*"prompt": "Why\?"'):
+        run(folder, checkpoint, out, prompt="Why?")
+    assert run(folder, checkpoint, out).captioned == 9
+    assert asked == [4, 4, 1, 1]
+
+
+def test_misuse_is_named(folder, checkpoint, tmp_path, tgalign):
+    def refused(*said, source=folder, model=checkpoint, out="out.jsonl", more=()):
+        arguments = ("caption", source, "--model", model, "--out", tmp_path / out, *more)
+        status, _, fault = tgalign(*arguments)
+        assert status == 2
+        assert all(text in fault for text in said), fault
+
+    (tmp_path / "mine.jsonl").write_text("mine")
+    refused("mine.jsonl exists", out="mine.jsonl")
+    assert (tmp_path / "mine.jsonl").read_text() == "mine"
+    refused("no records at", source=tmp_path / "nowhere")
+    refused("no image-text-to-text model at", model=tmp_path / "nowhere")
+    refused("its own image root", more=("--images", tmp_path))
+    (tmp_path / "empty").mkdir()
+    refused("no picture in", source=tmp_path / "empty")
+    text_only = Path(__file__).parents[2] / "src/tgalign/lab/assets/llm"
+    refused("cannot be loaded", model=text_only)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_model_without_a_chat_template(tmp_path):
+    """BLIP: nothing is asked of it by default, and a prompt is the beginning of its caption."""
+    tokenizer = new_tokenizer()
+    text = TEXT_SIZES | {"vocab_size": len(tokenizer), "encoder_hidden_size": 32}
+    text |= {"bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2, "pad_token_id": 0}
+    pictures = {**TEXT_SIZES, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(1)
+    config = BlipConfig(text_config=text, vision_config=pictures, projection_dim=16)
+    model = BlipForConditionalGeneration(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.3)
+        model.text_decoder.cls.predictions.bias[:4] = -100.0  # no special token
+    model.save_pretrained(tmp_path / "blip")
+    square = {"height": 32, "width": 32}
+    BlipProcessor(BlipImageProcessor(size=square), tokenizer).save_pretrained(tmp_path / "blip")
+    seen = [draw(tmp_path / f"{number}.png", number) for number in range(3)]
+    options = {"batch_size": 2, "max_new_tokens": 4, "dtype": "auto"}
+    plain = Captioner(tmp_path / "blip", None, **options)(seen)
+    asked = Captioner(tmp_path / "blip", "w1 w2 w3", **options)(seen)
+    assert all(isinstance(said, str) and said for said in plain + asked)
+    assert plain != asked

@@ -1,0 +1,193 @@
+"""What a run trains on: bad rows are left out exactly, named and kept, or the data is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tgalign.config import TrainConfig
+from tgalign.data import records as reading
+from tgalign.data.encode import Encoder
+from tgalign.data.load import SKIPPED, UNPACKED, TrainingData
+from tgalign.data.spool import Lazy, spool_encoded, spool_records
+from tgalign.errors import UserError
+from tgalign.train import train
+
+STAGES = [
+    {"name": "one", "train": ["projector"], "steps": 2, "batch_size": 4, "projector_lr": 1e-3},
+    {
+        "name": "two",
+        "train": ["projector", "llm"],
+        "steps": 2,
+        "batch_size": 4,
+        "projector_lr": 1e-3,
+        "llm_lr": 1e-4,
+        "retrieved_in_prompt": 1.0,
+    },
+]
+
+
+@pytest.fixture
+def data(rows, tmp_path):
+    """A function that writes the rows, and others after them, beside copies of the pictures."""
+
+    def write(*more):
+        folder = tmp_path / "data"
+        if not folder.exists():
+            shutil.copytree(rows.path.parent, folder)
+        lines = [json.dumps(row) for row in (*rows.data, *more)]
+        (folder / "records.jsonl").write_text("\n".join(lines))
+        return folder / "records.jsonl"
+
+    return write
+
+
+@pytest.fixture
+def config(checkpoint, tmp_path):
+    def make(records, out="out", **changes):
+        settings = {"model": checkpoint, "records": records, "out": tmp_path / out}
+        return TrainConfig.model_validate(
+            settings | {"stages": STAGES, "max_length": 200} | changes
+        )
+
+    return make
+
+
+def weights(checkpoint):
+    return load_file(checkpoint / "model.safetensors")
+
+
+BAD = [{"image": "none.png", "caption": "a cat ."}, {"image": "00.png"}]
+
+
+def test_bad_rows_are_left_out_exactly_counted_and_named(data, config, caplog, rows):
+    good = train(config(data(), "good"), progress_bar=False)
+    with caplog.at_level("WARNING"):
+        past = train(config(data(*BAD), max_bad_share=0.1), progress_bar=False)
+    for name, weight in weights(good).items():
+        assert torch.equal(weight, weights(past)[name]), name
+    total = len(rows.data) + 2
+    kept = json.loads((past.parent / SKIPPED).read_text())
+    assert kept["rows"] == total
+    row = len(rows.data) + 1
+    assert [it["row"] for it in kept["bad"]["data"]] == [row]
+    assert "none.png does not exist" in kept["bad"]["data"][0]["reason"]
+    for stage in ("one", "two"):  # the other has a picture, but no caption and no answer
+        assert [it["row"] for it in kept["bad"][stage]] == [row + 1]
+    assert f"1 of {total} rows are bad and left out (data)" in caplog.text
+    assert f"records.jsonl:{row}: " in caplog.text
+    assert f"records.jsonl:{row + 1}: no token to learn" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 1 / 27])
+def test_more_bad_rows_than_allowed_are_refused(share, data, config):
+    with pytest.raises(UserError) as caught:
+        train(config(data(*BAD), max_bad_share=share), progress_bar=False)
+    said = str(caught.value)
+    count = 2 if share > 0.01 else 1  # the second turns up later, when it is encoded
+    assert said.startswith(f"{count} bad row(s) of 27, more than max_bad_share {share:g} allows")
+    assert "records.jsonl:26: image" in said
+    assert not (config(data()).out / SKIPPED).exists()
+
+
+def test_no_row_left_is_refused(data, config, tmp_path):
+    path = tmp_path / "data" / "records.jsonl"
+    data()
+    path.write_text("{\n{")
+    with pytest.raises(UserError, match="stage one has no row to learn from"):
+        train(config(path, max_bad_share=1.0), progress_bar=False)
+
+
+def test_a_run_that_goes_on_leaves_out_the_same_rows_and_opens_no_picture(
+    data, config, rows, monkeypatch
+):
+    made = config(data(*BAD), max_bad_share=0.1)
+    options = {"out": made.out, "max_bad_share": 0.1, "progress_bar": False}
+    root = made.records.parent
+    began = TrainingData(made.records, root, **options)
+    made.out.mkdir()
+    began.write(made.out)
+    (root / "none.png").write_bytes((root / rows.data[0].get("image", "00.png")).read_bytes())
+    monkeypatch.setattr(reading, "check_image", lambda _: pytest.fail("opened"))
+    again = TrainingData(made.records, root, **options)
+    assert list(again.records) == list(began.records)
+    again.write(made.out)
+    assert json.loads((made.out / SKIPPED).read_text())["bad"]["data"][0]["row"] == 26
+    for changed in ([], [*BAD, rows.data[0]], [BAD[0], "no row"]):
+        with pytest.raises(UserError, match="has changed since the run at"):
+            TrainingData(data(*changed), root, **options)
+
+
+def test_pictures_in_rows_are_unpacked_for_the_run_and_removed_after_it(
+    config, rows, tmp_path, checkpoint
+):
+    datasets = pytest.importorskip("datasets")
+    pictured = [row for row in rows.data if "image" in row and "caption" in row][:6]
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    datasets.Dataset.from_dict(
+        {
+            "image": [
+                {"bytes": (rows.path.parent / row["image"]).read_bytes(), "path": None}
+                for row in pictured
+            ],
+            "caption": [row["caption"] for row in pictured],
+        },
+        features=features,
+    ).to_parquet(str(tmp_path / "data.parquet"))
+    path = rows.path.parent / "pictured.jsonl"
+    lines = [json.dumps({key: row[key] for key in ("image", "caption")}) for row in pictured]
+    path.write_text("\n".join(lines))
+    stages = STAGES[:1]
+    ours = train(config(path, "ours", stages=stages), progress_bar=False)
+    theirs = train(config(tmp_path / "data.parquet", "theirs", stages=stages), progress_bar=False)
+    path.unlink()
+    for name, weight in weights(ours).items():
+        assert torch.equal(weight, weights(theirs)[name]), name
+    assert not (theirs.parent / UNPACKED).exists()
+    before = weights(checkpoint)
+    assert any(not torch.equal(it, before[name]) for name, it in weights(theirs).items())
+
+
+def test_spooled_rows_are_what_was_spooled(rows, encode):
+    encoded = encode(rows.records, 0.5)
+    for spool, items in ((spool_records, rows.records), (spool_encoded, encoded)):
+        spooled = spool(iter(items))
+        assert len(spooled) == len(items)
+        assert list(spooled) == items
+        assert spooled[-1] == items[-1]
+        assert spooled[3:6] == items[3:6]
+        with pytest.raises(IndexError):
+            spooled[len(items)]
+        assert len(spool([])) == 0
+
+
+def test_what_is_lazy_is_made_when_asked_for():
+    asked = []
+    numbers = Lazy(10, lambda number: asked.append(number) or number * number)
+    assert (len(numbers), asked) == (10, [])
+    assert (numbers[3], numbers[-1], asked) == (9, 81, [3, 9])
+
+
+def test_encoding_names_the_stage_s_rows_and_counts_them(data, config, rows, tokenizer):
+    made = config(data())
+    loaded = TrainingData(
+        made.records, made.records.parent, out=made.out, max_bad_share=1.0, progress_bar=False
+    )
+    lengths = [
+        len(it.input_ids) for it in loaded.encode(encoder(tokenizer, 200), loaded.records, "a")
+    ]
+    limit = sorted(lengths)[10]
+    kept = loaded.encode(encoder(tokenizer, limit), loaded.records, "b")
+    longest = [max(len(it.input_ids), limit) for it in kept]
+    assert longest == [limit] * len(kept)
+    made.out.mkdir()
+    loaded.write(made.out)
+    bad = json.loads((made.out / SKIPPED).read_text())["bad"]
+    assert bad["a"] == []
+    assert len(bad["b"]) + len(kept) == len(rows.records)
+
+
+def encoder(tokenizer, max_length):
+    return Encoder(tokenizer, 9, max_length=max_length, retrieved_in_prompt=0.0)
