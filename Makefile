@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SEEDS  ?= 1
 OUT    ?= demo
 
-.PHONY: demo test check lab format clean experiments conditions
+.PHONY: demo test check lab format clean experiments conditions docs
 
 # torch goes first and pinned, so that nothing later pulls a second (CUDA) build.
 $(BIN)/.installed: pyproject.toml
@@ -47,5 +47,8 @@ conditions: $(BIN)/.installed  ## the README's table by condition (about two hou
 	$(BIN)/tgalign demo --out runs/absent --seeds 3 --condition absent --arms ce,tga
 	$(BIN)/tgalign report runs/guided runs/icons runs/captioned1 runs/absent --out runs/conditions
 
+docs: $(BIN)/.installed-dev    ## build the documentation into site/, with every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo runs site .pytest_cache .mypy_cache .ruff_cache

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +85,14 @@ def run_app(
                 await super().startup(sockets)
                 print(ready, flush=True)
 
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                # Pages that are open are cut off, which uvicorn reports as errors.
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+                await super().shutdown(sockets)
+
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        Announced(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # how a page is ended
+            Announced(config).run(sockets=[listener])
     finally:
         audits.close_all()
         listener.close()
