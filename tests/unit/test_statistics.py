@@ -178,6 +178,8 @@ def test_mcnemar_is_a_binomial_test_of_the_differing_pairs() -> None:
 def test_permutation_p_counts_flips() -> None:
     assert permutation_p([1.0] * 8) == pytest.approx(2 / 2**8)
     assert permutation_p([0.5, -0.5, 0.0]) == 1.0
+    assert permutation_p([0.5, 0.0, 0.0]) == 1.0
+    assert permutation_p([0.5, 0.5]) == 0.5
 
 
 def test_holm_by_hand() -> None:

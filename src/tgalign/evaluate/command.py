@@ -210,7 +210,7 @@ def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def print_evaluation(results: dict[str, Any], console: Console) -> None:
     """Print the rates, the safety gap and the comparison as tables."""
-    from tgalign.report.evaluation_report import warnings
+    from tgalign.report.evaluation_report import p_text, warnings
 
     table = Table(title="rate [95 % interval] n", title_justify="left")
     for column in (
@@ -246,14 +246,14 @@ def print_evaluation(results: dict[str, Any], console: Console) -> None:
         for column in ("suite/condition", "rate", "difference", "p"):
             against.add_column(column)
         for name, group in comparison["groups"].items():
-            against.add_row(name, "DSR", show_difference(group["dsr"]), f"{group['dsr']['p']:.4f}")
+            against.add_row(name, "DSR", show_difference(group["dsr"]), p_text(group["dsr"]["p"]))
             for scene, row in group["dsr_by_scene"].items():
-                against.add_row("", scene, show_difference(row), f"{row['p_holm']:.4f} (Holm)")
+                against.add_row("", scene, show_difference(row), f"{p_text(row['p_holm'])} (Holm)")
             over = group["over_refusal"]
-            against.add_row("", "over-refusal", show_difference(over), f"{over['p']:.4f}")
+            against.add_row("", "over-refusal", show_difference(over), p_text(over["p"]))
             use = group["utility"]
             if use["difference"] is not None:
-                against.add_row("", "utility", f"{use['difference']:+.3f}", f"{use['p']:.4f}")
+                against.add_row("", "utility", f"{use['difference']:+.3f}", p_text(use["p"]))
         console.print(against)
     for line in warnings(results):
         console.print(line, style="yellow")

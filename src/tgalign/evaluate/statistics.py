@@ -187,7 +187,7 @@ def permutation_p(differences: Sequence[float]) -> float:
     (``scipy.stats.permutation_test``).
     """
     values = [value for value in differences if value]
-    if not values:
+    if len(values) < 2:  # one flip is as extreme as the other
         return 1.0
     import numpy as np
     from scipy.stats import permutation_test

@@ -43,7 +43,7 @@ def write_evaluation_report(
     )
     environment.filters |= {
         "share": verdict.share, "percent": verdict.percent, "interval": verdict.interval,
-        "rate_text": verdict.rate_text, "points": verdict.points, "p_value": _p_value,
+        "rate_text": verdict.rate_text, "points": verdict.points, "p_value": p_text,
     }  # fmt: skip
     page = environment.from_string(source("evaluation.html.jinja")).render(
         style=Markup(source("page.css")),
@@ -114,7 +114,8 @@ def _card(row: Mapping[str, Any], pictures: Mapping[str, Any] | None) -> dict[st
     return {"row": row, "tone": tone, "mark": mark, "picture": url}
 
 
-def _p_value(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """A p-value for readers."""
     if value is None:
         return verdict.MISSING
     return "<0.001" if value < 0.001 else f"{value:.3f}"
