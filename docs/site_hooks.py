@@ -1,4 +1,4 @@
-"""What mkdocs does beyond its settings: the order of pages, the reference, equations, outer links."""
+"""What mkdocs does beyond its settings: order of pages, reference, equations, outer links."""
 
 from __future__ import annotations
 

@@ -217,23 +217,6 @@ def _one_thread() -> Iterator[None]:
     assert torch.get_num_threads() == 1
 
 
-@pytest.fixture
-def tgalign(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[Any, str, str]]:
-    """A function that runs the command line and gives exit status, stdout and stderr."""
-
-    def run(*arguments: Any) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tgalign", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.out + said.err
-        return exit_.value.code or 0, said.out, said.err
-
-    return run
-
-
 @pytest.fixture(scope="session")
 def png_header() -> Callable[[int, int], bytes]:
     """A function that gives a PNG that claims a size and holds no pixel."""

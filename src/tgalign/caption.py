@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from tgalign.data.records import Problem, check_image, read_records
+from tgalign.data.pictures import check_image
+from tgalign.data.records import Problem, read
+from tgalign.data.shapes import as_ours
+from tgalign.data.sources import Raw, Source, image_root_of, open_source, with_bar
 from tgalign.errors import UserError
 from tgalign.files import write_text
 
@@ -21,6 +25,8 @@ PROGRESS = ".progress"
 """Suffix of the file that keeps what is done."""
 PROBLEMS = ".problems.jsonl"
 """Suffix of the file that names rows without a caption, one ``{"file", "row", "reason"}`` each."""
+DATA_FILES = ("*.csv", "*.parquet", "state.json", "dataset_dict.json")
+"""A folder with one of these holds rows; any other is a folder of pictures."""
 PATIENCE = 16
 """Readable pictures that a model may fail on before its first caption."""
 
@@ -42,6 +48,7 @@ class Captioned:
 
 @dataclass(frozen=True)
 class _Row:
+    file: str
     number: int
     content: dict[str, Any]
     image: Path | None  # of a row that wants a caption
@@ -62,7 +69,7 @@ def caption(
     """Caption the pictures of a records file, or of a folder, that have no caption.
 
     Args:
-        source: Records (JSONL), or a folder of pictures.
+        source: Records of any shape that ``train`` reads, or a folder of pictures.
         model: Folder of an image-text-to-text model, safetensors only.
         out: The records with captions; image paths stay relative to ``images``.
         images: The folder that image paths are relative to; by default that of the records.
@@ -81,7 +88,7 @@ def caption(
 
     if out.exists():
         raise UserError(f"{out} exists: name another file as out, or remove it")
-    rows, problems = _read(source, images)
+    rows, problems = _read(source, images, "records" if progress_bar else None)
     wanted = list(dict.fromkeys(row.image for row in rows if row.image is not None))
     settings = {"model": str(model), "prompt": prompt, "max_new_tokens": max_new_tokens}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +115,7 @@ def caption(
             kept += 1
             lines.append(row.content)
         elif row.image in failed:
-            problems.append(Problem(source.name, row.number, failed[row.image]))
+            problems.append(Problem(row.file, row.number, failed[row.image]))
         else:
             lines.append(row.content | {"caption": done[str(row.image)]})
     problems.sort(key=lambda problem: problem.row)
@@ -154,19 +161,44 @@ def _captions(
             bar.advance(task, len(batch))
 
 
-def _read(source: Path, images: Path | None) -> tuple[list[_Row], list[Problem]]:
+def _read(source: Path, images: Path | None, title: str | None) -> tuple[list[_Row], list[Problem]]:
     """The rows of a source, and those that are no records."""
-    if source.is_dir():
+    if source.is_dir() and not any(any(source.glob(it)) for it in DATA_FILES):
         if images is not None:
             raise UserError("a folder of pictures is its own image root: leave images out")
         return _read_folder(source)
-    records, problems = read_records(source, images or source.parent, verify=False)
-    lines = source.read_bytes().split(b"\n")
-    rows = [
-        _Row(it.row, json.loads(lines[it.row - 1]), it.image if it.caption is None else None)
-        for it in records
-    ]
+    opened = with_bar(open_source(source), title)
+    raws: deque[Raw] = deque()  # read gives an item for each, in their order
+    items = read(
+        replace(opened, rows=_kept(opened, raws)), images or image_root_of(source), verify=False
+    )
+    rows: list[_Row] = []
+    problems: list[Problem] = []
+    for item in items:
+        raw = raws.popleft()
+        if isinstance(item, Problem):
+            problems.append(item)
+            continue
+        content: Any = raw.content
+        if isinstance(content, bytes):
+            content = json.loads(content)
+        row = as_ours(content, table=opened.table)
+        if isinstance(row.get("image"), Mapping):
+            reason = "the picture stands in the row itself: save it as a file first"
+            problems.append(Problem(opened.name, raw.number, reason))
+            continue
+        if "id" in content:
+            row = {"id": content["id"], **row}
+        said = {key: value for key, value in row.items() if value is not None}
+        wanting = item.image if item.caption is None else None
+        rows.append(_Row(opened.name, raw.number, said, wanting))
     return rows, problems
+
+
+def _kept(source: Source, raws: deque[Raw]) -> Iterator[Raw]:
+    for raw in source.rows:
+        raws.append(raw)
+        yield raw
 
 
 def _read_folder(folder: Path) -> tuple[list[_Row], list[Problem]]:
@@ -180,7 +212,7 @@ def _read_folder(folder: Path) -> tuple[list[_Row], list[Problem]]:
             continue
         name, number = path.relative_to(folder).as_posix(), len(rows) + len(problems) + 1
         if path.resolve().is_relative_to(folder.resolve()):
-            rows.append(_Row(number, {"image": name}, path.resolve()))
+            rows.append(_Row(folder.name, number, {"image": name}, path.resolve()))
         else:
             problems.append(Problem(folder.name, number, f"image {name} leads outside the folder"))
     if not rows:

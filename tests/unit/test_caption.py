@@ -94,6 +94,27 @@ def test_records_keep_what_they_have(rows, checkpoint, tmp_path):
     assert all(record.caption for record in records if record.image)
 
 
+def test_other_shapes_of_rows_become_records(checkpoint, tmp_path):
+    for number in range(3):
+        draw(tmp_path / f"{number}.png", number)
+    talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A thing."}]
+    rows = [{"id": f"r{number}", "image": f"{number}.png"} for number in range(3)]
+    llava = [row | {"conversations": talk} for row in rows] + [{"conversations": talk[1:] * 2}]
+    (tmp_path / "llava.json").write_text(json.dumps(llava))
+    done = run(tmp_path / "llava.json", checkpoint, tmp_path / "out.jsonl")
+    assert (done.captioned, done.kept, [it.row for it in done.problems]) == (3, 0, [4])
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A thing."}]
+    found = lines_of(tmp_path / "out.jsonl")
+    said = [row.pop("caption") for row in found]
+    assert found == [row | {"messages": turns} for row in rows] and all(said)
+    records, problems = read_records(tmp_path / "out.jsonl", tmp_path)
+    assert len(records) == 3 and not problems
+    # A table in the folder of its pictures.
+    (tmp_path / "table.csv").write_text("file_name,text,split\n0.png,has one,x\n1.png,,x\n")
+    assert run(tmp_path, checkpoint, tmp_path / "table.jsonl") == Captioned(1, 1, [])
+    assert [row["caption"] for row in lines_of(tmp_path / "table.jsonl")] == ["has one", said[1]]
+
+
 def test_a_picture_of_several_rows_is_captioned_once(checkpoint, tmp_path, monkeypatch):
     draw(tmp_path / "a.png", 1)
     row = {"image": "a.png", "id": 7, "retrieved": [{"text": "x", "score": 0.5}]}

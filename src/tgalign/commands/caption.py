@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
         source: Annotated[
             Path,
             typer.Argument(
-                metavar="RECORDS|FOLDER", help="Records (JSONL), or a folder of pictures."
+                metavar="RECORDS|FOLDER",
+                help="Records of any shape that train reads (docs/data.md), or a folder of "
+                "pictures.",
             ),
         ],
         model: Annotated[

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tgalign.data.records import Problem, check_image, require_all_good
+from tgalign.data.pictures import check_image
+from tgalign.data.records import Problem, require_all_good
 from tgalign.diagnose.attention import Box
 from tgalign.errors import UserError
 from tgalign.files import write_text

@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tgalign.data.records import MAX_PIXELS
+from tgalign.data.pictures import MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
