@@ -100,7 +100,8 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
         images += [row.image for each in probes.values() for row in each if row.image is not None]
         caching = cached_vision(model, images, load_pixels)
     with caching as load:
-        companions = [encoder.encode(record) for record in refused]
+        # What cannot be encoded is left out of the stages too, and named there.
+        companions, _ = encoder.encode_all(refused, config.records.name)
         if corpus is not None:
             assert isinstance(load, VisionCache), "the config wants cache_vision"
             companions += corpus.pictures(verdicts.texts, records, load, config.seed)
