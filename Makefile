@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SEEDS  ?= 1
 OUT    ?= demo
 
-.PHONY: demo test check lab format clean experiments conditions
+.PHONY: demo test check lab format clean experiments conditions compare
 
 # torch goes first and pinned, so that nothing later pulls a second (CUDA) build.
 $(BIN)/.installed: pyproject.toml
@@ -46,6 +46,10 @@ conditions: $(BIN)/.installed  ## the README's table by condition (about two hou
 	$(BIN)/tgalign demo --out runs/captioned1 --seeds 3 --condition captioned --toxic-share 0.01 --arms ce,tga
 	$(BIN)/tgalign demo --out runs/absent --seeds 3 --condition absent --arms ce,tga
 	$(BIN)/tgalign report runs/guided runs/icons runs/captioned1 runs/absent --out runs/conditions
+
+compare: $(BIN)/.installed     ## TGA beside its rivals, in two conditions (a night; it says how many hours)
+	$(BIN)/tgalign compare --out runs/compare --seeds 3
+	$(BIN)/tgalign compare --out runs/compare-captioned --seeds 3 --condition captioned
 
 clean:
 	rm -rf $(VENV) demo runs .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tgalign.demo_results import assemble_results, markdown, print_results, versions
 from tgalign.errors import UserError
-from tgalign.files import is_free, read_json, write_json, write_text
+from tgalign.files import claim, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from tgalign.lab.alignment_data import DataSize
@@ -69,7 +69,7 @@ def run_demo(
         )
     out = out.resolve()
     settings = {"condition": condition, "toxic_share": share, "style": style, "smoke": smoke}
-    _claim(out, {"schema_version": SCHEMA_VERSION, **settings})
+    claim(out, "demo.json", {"schema_version": SCHEMA_VERSION, **settings}, "demo")
     from tgalign.report.demo_report import write_demo_report
 
     terminal = Console()
@@ -225,20 +225,3 @@ def _save_gallery(
             {"image": name, "scene": item.scene, "shown": item.shown, "answers": answers}
         )
     return gallery
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    path = out / "demo.json"
-    try:
-        if path.is_file():
-            if read_json(path) != settings:
-                raise UserError(
-                    f"{out} holds a demo with other settings ({path}): give another --out, or "
-                    "remove it"
-                )
-            return
-        if not is_free(out):
-            raise UserError(f"{out} is not empty and holds no demo: give another --out")
-        write_json(path, settings)
-    except OSError as fault:
-        raise UserError(f"cannot write to {out}: {fault}") from None

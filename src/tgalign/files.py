@@ -40,3 +40,31 @@ def read_json(path: Path) -> Any:
 def is_free(folder: Path) -> bool:
     """Whether a folder is missing, or holds nothing but what a killed write left."""
     return not folder.is_dir() or all(p.name.endswith(INCOMPLETE) for p in folder.iterdir())
+
+
+def claim(folder: Path, mark: str, settings: dict[str, Any], kind: str) -> None:
+    """Make a folder for something whose parts are all made with the same settings.
+
+    Args:
+        folder: It may hold the same thing, made with these settings, or nothing.
+        mark: Name of the file that holds the settings.
+        settings: Plain data.
+        kind: What it is, for messages.
+
+    Raises:
+        UserError: The folder cannot be written, or holds something else.
+    """
+    path = folder / mark
+    try:
+        if path.is_file():
+            if read_json(path) != settings:
+                raise UserError(
+                    f"{folder} holds a {kind} with other settings ({path}): give another --out, or "
+                    "remove it"
+                )
+            return
+        if not is_free(folder):
+            raise UserError(f"{folder} is not empty and holds no {kind}: give another --out")
+        write_json(path, settings)
+    except OSError as fault:
+        raise UserError(f"cannot write to {folder}: {fault}") from None
