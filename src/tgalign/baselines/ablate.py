@@ -37,7 +37,8 @@ def run_ablation(
             ``seedN/`` and serve all ablations of the folder.
         name: A key of ``ABLATIONS`` or ``ELSEWHERE``.
         num_seeds: Seeds 0 to ``num_seeds`` - 1.
-        jobs: Processes side by side; by default one a core, at most one a seed.
+        jobs: Processes side by side; by default one a core, at most one a seed. Those of
+            ``ELSEWHERE`` run one after the other.
         smoke: A few steps only.
 
     Returns:
@@ -48,7 +49,7 @@ def run_ablation(
     """
     if name in ELSEWHERE:
         run: Any = importlib.import_module(ELSEWHERE[name]).run
-        found: dict[str, Any] = run(name, out, num_seeds=num_seeds, jobs=jobs, smoke=smoke)
+        found: dict[str, Any] = run(name, out, seeds=num_seeds, smoke=smoke)
         return found
     if name not in ABLATIONS:
         known = ", ".join([*ABLATIONS, *ELSEWHERE])

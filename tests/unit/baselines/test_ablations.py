@@ -144,7 +144,7 @@ def test_ablations_of_other_modules_are_handed_on(monkeypatch, tmp_path):
     for name in ELSEWHERE:
         monkeypatch.setitem(ablate.ELSEWHERE, name, "elsewhere")
         run_ablation(tmp_path, name, num_seeds=3, smoke=True)
-    options = {"num_seeds": 3, "jobs": None, "smoke": True}
+    options = {"seeds": 3, "smoke": True}
     assert seen == [(name, tmp_path, options) for name in ("retrieval", "captions")]
 
 
