@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -13,7 +12,6 @@ from typer.testing import CliRunner
 from local_server import model_reply, serving
 from tgalign.cli import app, main
 from tgalign.errors import UserError
-from tgalign.evaluate import command
 
 SHORT = ["--limit", "1", "--max-new-tokens", "8", "--batch-size", "8"]
 
@@ -101,17 +99,14 @@ def test_a_second_judge_and_the_judge_report(composed, checkpoint, tmp_path: Pat
     assert "model agrees with rules" in run("evaluate", "--judge-report", out / "items.jsonl")
 
 
-def test_an_audit_joins_the_diagnosis(checkpoint, tmp_path: Path, monkeypatch) -> None:
-    def run_diagnosis(model: Path, out: Path) -> None:
-        (out / "diagnosis.json").write_text("{}", encoding="utf-8")
-
-    module = SimpleNamespace(run_diagnosis=run_diagnosis)
-    monkeypatch.setattr(command, "find_spec", lambda name: module)
-    monkeypatch.setattr(command, "import_module", lambda name: module)
+def test_an_audit_joins_the_diagnosis(checkpoint, tmp_path: Path) -> None:
     run("audit", checkpoint, "--out", tmp_path, "--condition", "plain", *SHORT)
     for name in ("items.jsonl", "results.json", "diagnosis.json", "report.html"):
         assert (tmp_path / name).is_file()
-    assert 'href="diagnosis.json"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    found = json.loads((tmp_path / "diagnosis.json").read_text(encoding="utf-8"))
+    assert "safety_layers" in found and "patching" in found
+    assert 'href="diagnosis/report.html"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert (tmp_path / "diagnosis" / "report.html").is_file()
 
 
 def test_nothing_answered_is_a_user_s_error(checkpoint, tmp_path: Path) -> None:

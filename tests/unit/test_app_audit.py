@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,10 @@ def test_requests_are_counted_as_the_audit_asks_them(data: Path) -> None:
         count_requests(data / "none", None)
 
 
-def test_an_audit_is_followed_to_its_report(data: Path, release: Path, tmp_path: Path) -> None:
+def test_an_audit_is_followed_to_its_report(
+    data: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     audits = Audits()
     audit = audits.start("me", tmp_path, data, None, None)
     wait(lambda: audit.answered == 2)
@@ -92,8 +96,14 @@ def test_an_audit_is_followed_to_its_report(data: Path, release: Path, tmp_path:
     wait(lambda: audit.state == "done")
     assert audit.report == audit.out / "report.html"
     assert audits.file(audit.token, "report.html") == audit.report
-    for token, name in (("", "report.html"), ("é", "report.html"), (audit.token, ".."),
-                        (audit.token, "audit.log"), (audit.token, "none.html")):  # fmt: skip
+    (audit.out / "diagnosis").mkdir()
+    (audit.out / "diagnosis" / "report.html").touch()
+    assert audits.file(audit.token, "diagnosis/report.html") is not None
+    (audit.out.parent / "secret.html").touch()
+    outside = ["..", "../secret.html", "/etc/hostname", "audit.log", "none.html"]
+    for token, name in [("", "report.html"), ("é", "report.html")] + [
+        (audit.token, name) for name in outside
+    ]:
         assert audits.file(token, name) is None
     audits.close("me")
     assert not audit.out.exists()

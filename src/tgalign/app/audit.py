@@ -107,8 +107,8 @@ class Audits:
         """A file that an audit wrote, for whoever knows its token."""
         for audit in list(self._by_session.values()):
             if secrets.compare_digest(audit.token.encode(), token.encode()):
-                path = audit.out / name
-                served = path.suffix in (".html", ".json", ".jsonl") and path.parent == audit.out
+                root, path = audit.out.resolve(), (audit.out / name).resolve()
+                served = path.suffix in (".html", ".json", ".jsonl") and path.is_relative_to(root)
                 return path if served and path.is_file() else None
         return None
 

@@ -154,7 +154,7 @@ def build_app(
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.get("/audit-report/{token}/{name}")
+    @app.get("/audit-report/{token}/{name:path}")
     def report(token: str, name: str) -> FileResponse:
         path = audits.file(token, name)
         if path is None:

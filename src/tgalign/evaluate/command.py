@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -115,21 +115,21 @@ def run_evaluation(
 
 
 def run_audit(model: Path, out: Path, settings: Settings) -> dict[str, Any]:
-    """Evaluate a checkpoint and diagnose it: the same files, diagnosis.json beside them.
+    """Evaluate a checkpoint and diagnose it on the lab's probes.
+
+    Writes the files of both: the diagnosis in ``out/diagnosis``, its figures in ``out`` too.
 
     Raises:
         UserError: As of both.
     """
-    return run_evaluation(str(model), out, settings, diagnosis=_diagnose(model, out))
+    from tgalign.diagnose.command import run_diagnosis
 
-
-def _diagnose(model: Path, out: Path) -> str | None:
-    """Diagnose into ``out``; the file's name, or None where this tgalign has no diagnosis."""
-    if find_spec("tgalign.diagnose.command") is None:
-        return None
-    out.mkdir(parents=True, exist_ok=True)
-    import_module("tgalign.diagnose.command").run_diagnosis(model, out)
-    return "diagnosis.json"
+    # Two pairs a scene are the least that can be split into halves.
+    per_scene = None if settings.limit is None else max(2, settings.limit)
+    folder = out / "diagnosis"
+    run_diagnosis(model, folder, "lab", per_scene=per_scene, clip=None, progress=True)
+    shutil.copyfile(folder / "diagnosis.json", out / "diagnosis.json")
+    return run_evaluation(str(model), out, settings, diagnosis="diagnosis/report.html")
 
 
 def _suite(text: str, settings: Settings) -> Suite:
