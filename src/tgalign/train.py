@@ -34,6 +34,17 @@ from tgalign.trainer import TGATrainer
 from tgalign.vision_cache import VisionCache, cached_vision
 
 
+_PLANNED = (
+    "frozen_weights",
+    "compile",
+    "activation_checkpointing",
+    "parallel",
+    "lora",
+    "workers",
+)
+"""Settings of the schema that a dry run reads and training refuses."""
+
+
 def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
     """Train through all stages; a killed run goes on where it was when called again.
 
@@ -52,6 +63,14 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
     checkpoint = config.out / "checkpoint"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("training on several processes is not supported yet: start one")
+    early = [
+        name for name in _PLANNED if getattr(config, name) != TrainConfig.model_fields[name].default
+    ]
+    if early:
+        raise UserError(
+            f"{', '.join(early)}: --dry-run counts with it, and training does not support it yet: "
+            "leave it out"
+        )
     _claim(config)
     if not checkpoint.is_dir():
         _train_stages(config, checkpoint, progress_bar)
