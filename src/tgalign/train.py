@@ -173,10 +173,8 @@ def _stage_rows(
     used = (it for it in records if "llm" in stage.train or it.image is not None)
     rows = data.encode(encoder, used, stage.name)
     if not rows:
-        raise UserError(
-            f"stage {stage.name} has no row to learn from"
-            + ("" if "llm" in stage.train else ": it trains the projector alone, on pictures")
-        )
+        alone = "" if "llm" in stage.train else " trains the projector alone, on pictures, and"
+        raise UserError(f"stage {stage.name}{alone} has no row to learn from")
     centered = stage.objective.weight > 0 and stage.objective.similarity == "centered_cosine"
     if centered and all(row.caption is None for row in rows):
         raise UserError(f"stage {stage.name}: centered_cosine needs captions, and no row has one")

@@ -98,7 +98,9 @@ def test_no_row_left_is_refused(data, config, tmp_path):
     path = tmp_path / "data" / "records.jsonl"
     data()
     path.write_text("{\n{")
-    with pytest.raises(UserError, match="stage one has no row to learn from"):
+    with pytest.raises(
+        UserError, match="stage one trains the projector alone, on pictures, and has no row"
+    ):
         train(config(path, max_bad_share=1.0), progress_bar=False)
 
 
