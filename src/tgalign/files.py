@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as fault:
         raise UserError(f"{path} is damaged ({fault}): remove it, and what it stands in") from None
+
+
+def digest(content: Any) -> str:
+    """Ten hexadecimal digits that stand for plain data, for names of folders and files."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def is_free(folder: Path) -> bool:
