@@ -53,6 +53,11 @@ def folder_at_once(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def digest(content: Any) -> str:
+    """Ten hexadecimal digits that stand for plain data, for names of folders and files."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
 def is_free(folder: Path) -> bool:
     """Whether a folder is missing, or holds nothing but what a killed write left."""
     return not folder.is_dir() or all(p.name.endswith(INCOMPLETE) for p in folder.iterdir())

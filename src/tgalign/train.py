@@ -33,7 +33,6 @@ from tgalign.text_gate import Verdicts, gated, verdicts_of, with_companions
 from tgalign.trainer import TGATrainer
 from tgalign.vision_cache import VisionCache, cached_vision
 
-
 _PLANNED = (
     "frozen_weights",
     "compile",

@@ -114,10 +114,11 @@ def written(tmp_path_factory):
     """The folder of a smoke comparison in which all methods have written their records."""
     out = tmp_path_factory.mktemp("compare")
     prepare(out, 0, SETTING)
-    before = (out / "seed0/data/records.jsonl").read_bytes()
+    data = training_config(out, 0, SETTING, "ce").records
+    before = data.read_bytes()
     for name in TRAININGS:
         write_records(out, 0, SETTING, name)
-    assert (out / "seed0/data/records.jsonl").read_bytes() == before
+    assert data.read_bytes() == before
     return out
 
 
