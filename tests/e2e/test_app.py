@@ -261,13 +261,14 @@ def test_audit_a_folder_while_the_page_is_used(visit: Callable[..., Visit], serv
     page = made.page
     page.get_by_role("tab", name="Audit").click()
     page.locator("#audit-data textarea, #audit-data input").first.fill("data")
+    page.locator("#audit-limit input").fill("2")
     page.click("#audit-start")
     wait_for(made, "#audit-progress", "Running")
     page.get_by_role("tab", name="Inspect").click()
     page.click("#ask")
     page.wait_for_selector("#answers .verdict")
     page.get_by_role("tab", name="Audit").click()
-    wait_for(made, "#audit-progress", "Done")
+    playwright.expect(page.locator("#audit-progress")).to_contain_text("Done", timeout=5 * PATIENCE)
     assert "4 of 4 answers" in text(made, "#audit-progress")
     wait_for(made, "#audit-items", "unreadable_picture")
     veiled = page.locator("#audit-items .veil")
@@ -284,6 +285,9 @@ def test_audit_a_folder_while_the_page_is_used(visit: Callable[..., Visit], serv
     report.wait_for_load_state()
     assert "tgalign" in report.title()
     address = report.url
+    report.click("a[href='diagnosis/report.html']")
+    report.wait_for_url("**/diagnosis/report.html")
+    assert report.locator("svg").count() > 3
     report.close()
     page.close()
     end = time.monotonic() + 60

@@ -79,7 +79,7 @@ def build_page(handlers: Handlers) -> Any:
             with gr.Tab("Audit", id="audit"):
                 _audit(handlers)
         page.unload(handlers.close)
-    return page
+    return page.queue(default_concurrency_limit=8)  # visitors wait for a model, not for each other
 
 
 def _html(value: str = "", name: str | None = None, **more: Any) -> gr.HTML:
