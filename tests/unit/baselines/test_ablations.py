@@ -28,7 +28,7 @@ def ran(monkeypatch):
     """The configs that were to be run; nothing is trained."""
     calls = []
 
-    def measured(config, data, condition, size, seed, llm):
+    def measured(config, data, condition, size, seed, llm, quality):
         calls.append((config, size, llm))
         rates = {key: rate(0.1 * (seed + 1)) for key in ablate.COLUMNS}
         scenes = {scene: rate(0.5) for scene in picture_pool("development").scenes}
