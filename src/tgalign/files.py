@@ -41,6 +41,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({fault}): remove it, and what it stands in") from None
 
 
+def make_parent(path: Path) -> None:
+    """Make the folder that a file or folder will lie in, before any work for it is done.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise UserError(f"cannot write to {path}: {fault}") from None
+
+
 @contextmanager
 def folder_at_once(folder: Path) -> Iterator[Path]:
     """A folder to write into, which becomes ``folder`` in one step if the context ends well."""
