@@ -154,7 +154,7 @@ def fails(found: tuple[Any, ...], words: str) -> None:
 
 
 def test_the_flow_of_one_visitor(handlers: Handlers, tmp_path: Path) -> None:
-    seen, picture, caption, notice = handlers.compose("kitchen knife", NOTHING, "blue")
+    seen, picture, caption, notice = handlers.compose(None, "kitchen knife", NOTHING, "blue")
     assert "data:image/png" in picture and "kitchen knife" in caption and notice == ""
     *stages, last = handlers.ask(seen, "one", "two", QUESTION, caption)
     assert len(stages) > 4
@@ -172,13 +172,13 @@ def test_the_flow_of_one_visitor(handlers: Handlers, tmp_path: Path) -> None:
 
 
 def test_errors_are_said_and_lose_nothing(handlers: Handlers, tmp_path: Path) -> None:
-    seen, *_ = handlers.compose("banana", NOTHING, "blue")
-    fails(handlers.compose("banana", "banana", "blue"), "two of the same")
-    fails(handlers.upload(None), "drop it again")
+    seen, *_ = handlers.compose(None, "banana", NOTHING, "blue")
+    fails(handlers.compose(None, "banana", "banana", "blue"), "two of the same")
+    fails(handlers.upload(None, None), "drop it again")
     broken = tmp_path / "hash" / "broken.png"
     broken.parent.mkdir()
     broken.write_bytes(b"x")
-    fails(handlers.upload(str(broken)), "cannot be read as a picture")
+    fails(handlers.upload(None, str(broken)), "cannot be read as a picture")
     for arguments, words in (
         ((None, "one", "two", QUESTION, ""), "there is no picture"),
         ((seen, "one", "two", "  ", ""), "question is empty"),
@@ -203,8 +203,8 @@ def test_a_fault_of_ours_is_said_without_its_traceback(
         raise KeyError("<i>where</i>")
 
     monkeypatch.setattr("tgalign.app.handlers.compose_scene", broken)
-    fails(handlers.compose("banana", NOTHING, "blue"), "KeyError: ")
-    assert "<i>" not in handlers.compose("banana", NOTHING, "blue")[-1]
+    fails(handlers.compose(None, "banana", NOTHING, "blue"), "KeyError: ")
+    assert "<i>" not in handlers.compose(None, "banana", NOTHING, "blue")[-1]
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -212,10 +212,18 @@ def test_an_upload_replaces_the_picture(handlers: Handlers, tmp_path: Path) -> N
     path = tmp_path / "hash" / "mine.png"
     path.parent.mkdir()
     Image.new("RGB", (50, 50), "red").save(path)
-    cleared, seen, picture, caption, notice = handlers.upload(str(path))
+    cleared, seen, picture, caption, notice = handlers.upload(None, str(path))
     assert cleared is None and caption == notice == ""
     assert seen.shown.picture.getpixel((3, 3)) == (255, 0, 0)
     assert "mine.png" in picture and not path.exists()
+
+
+def test_every_visit_begins_with_the_same_drawing(handlers: Handlers) -> None:
+    one, *_ = handlers.compose(None, "banana", NOTHING, "red")
+    other, *_ = handlers.compose(None, "banana", NOTHING, "red")
+    anew, *_ = handlers.compose(one, "banana", NOTHING, "red")
+    pixels = [it.shown.picture.tobytes() for it in (one, other, anew)]
+    assert pixels[0] == pixels[1] != pixels[2]
 
 
 def test_a_comparison_is_looked_through(handlers: Handlers, tmp_path: Path) -> None:

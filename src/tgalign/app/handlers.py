@@ -41,6 +41,7 @@ class Seen:
         question: What was asked.
         caption: The caption at that time.
         figures: Of each model, once its layers are read.
+        draws: How often the session has had objects drawn.
     """
 
     shown: Shown
@@ -48,6 +49,7 @@ class Seen:
     question: str = ""
     caption: str = ""
     figures: tuple[LayerFigures, ...] = ()
+    draws: int = 0
 
 
 def _said(
@@ -106,22 +108,22 @@ class Handlers:
         self, models: Sequence[Loaded], audits: Audits, roots: Sequence[Path], demo: str = ""
     ) -> None:
         self.models, self.audits, self.roots, self.demo = list(models), audits, list(roots), demo
-        self._draws = 0
 
     @_said(3)
-    def compose(self, first: str, second: str, color: str) -> Any:
-        """Draw objects of the lab."""
-        self._draws += 1
-        shown = compose_scene(first, second, color, self._draws)
-        return Seen(shown), drawing.shown_picture(shown), shown.caption
+    def compose(self, seen: Seen | None, first: str, second: str, color: str) -> Any:
+        """Draw objects of the lab, each time anew; every session begins with the same drawing."""
+        draws = 1 if seen is None else seen.draws + 1
+        shown = compose_scene(first, second, color, draws)
+        return Seen(shown, draws=draws), drawing.shown_picture(shown), shown.caption
 
     @_said(4)
-    def upload(self, path: str | None) -> Any:
+    def upload(self, seen: Seen | None, path: str | None) -> Any:
         """Take a picture that was dropped; its file is gone afterwards."""
         if path is None:
             raise UserError("no file came: drop it again")
         shown = read_upload(Path(path))
-        return None, Seen(shown), drawing.shown_picture(shown), ""
+        draws = 0 if seen is None else seen.draws
+        return None, Seen(shown, draws=draws), drawing.shown_picture(shown), ""
 
     @_said(2)
     def ask(
@@ -136,7 +138,7 @@ class Handlers:
         models = [loaded for name in chosen for loaded in self.models if loaded.name == name]
         if not models:
             raise UserError("no model is chosen")
-        seen = Seen(seen.shown, tuple(models), asked, caption)
+        seen = Seen(seen.shown, tuple(models), asked, caption, draws=seen.draws)
         answers: list[Any] = [Answer("")] * len(models)
         told: list[Any] = [Answer("") if caption else None] * len(models)
         for answers in stream_answers(models, asked, picture=seen.shown.picture):

@@ -135,14 +135,14 @@ def _inspect(page: gr.Blocks, handlers: Handlers) -> None:
 
     drawing: dict[str, Any] = {
         "fn": handlers.compose,
-        "inputs": [first, second, color],
+        "inputs": [seen, first, second, color],
         "outputs": [seen, preview, caption, notice],
     }
     page.load(**drawing, show_progress="hidden")
     for box in (first, second, color):
         box.input(**drawing)
     draw.click(**drawing)
-    upload.upload(handlers.upload, [upload], [upload, seen, preview, caption, notice])
+    upload.upload(handlers.upload, [seen, upload], [upload, seen, preview, caption, notice])
     asking = gr.on(
         [ask.click, question.submit, caption.submit], handlers.ask,
         [seen, left, right, question, caption], [seen, answers, notice], show_progress="hidden",
