@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SEEDS  ?= 1
 OUT    ?= demo
 
-.PHONY: demo test check lab format clean experiments conditions docs
+.PHONY: demo test check lab format clean experiments conditions compare docs
 
 # torch goes first and pinned, so that nothing later pulls a second (CUDA) build.
 $(BIN)/.installed: pyproject.toml
@@ -49,6 +49,10 @@ conditions: $(BIN)/.installed  ## the README's table by condition (about two hou
 
 docs: $(BIN)/.installed-dev    ## build the documentation into site/, with every link checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+compare: $(BIN)/.installed     ## TGA beside its rivals, in two conditions (a night; it says how many hours)
+	$(BIN)/tgalign compare --out runs/compare --seeds 3
+	$(BIN)/tgalign compare --out runs/compare-captioned --seeds 3 --condition captioned
 
 clean:
 	rm -rf $(VENV) demo runs site .pytest_cache .mypy_cache .ruff_cache

@@ -11,8 +11,9 @@ one run on one machine:
 ``python -m benchmarks.retrieval --lab`` prints how often the lab's encoder finds the caption of a
 picture.
 
-The vectors have a centre for every 250 of them and as much noise as centre (cosine 0.5 within a
-cluster); queries are drawn likewise and are none of them.
+The vectors lie near a space of 32 dimensions, as embeddings do, in clusters of 250 that overlap
+(noise of 0.7 in each of the 32, where centres have 1), and have a noise of length 0.3 in all 512.
+Queries are drawn likewise and are none of them.
 """
 
 from __future__ import annotations
@@ -47,22 +48,27 @@ from tgalign.retrieval.index import (
     vectors_path,
 )
 
-# Shape legend: K clusters, N vectors, Q queries, D channels.
+# Shape legend: K clusters, N vectors, Q queries, L latent dimensions, D channels.
 
 DIMENSION = 512
 QUERIES = 512
-PER_CLUSTER = 250
+PER_CLUSTER, LATENT, SPREAD, NOISE = 250, 32, 0.7, 0.3
 ROUNDS = 3
 LAB_PICTURES, LAB_CORPUS = 1_000, 4_000
 
 
 def clustered(count: int, size: int, seed: str) -> Tensor:
-    """Unit vectors (count, D) around the centres of a corpus of ``size``, which no seed changes."""
+    """Unit vectors (count, D) of the clusters of a corpus of ``size``, which no seed changes."""
     clusters = max(1, size // PER_CLUSTER)
-    center_KD = normalize(_normal((clusters, DIMENSION), "centres"), dim=1)
+    center_KL, basis_LD = (
+        _normal((clusters, LATENT), "centres"),
+        _normal((LATENT, DIMENSION), "all"),
+    )
     which_N = torch.randint(clusters, (count,), generator=_generator(f"{seed}-which"))
-    noise_ND = _normal((count, DIMENSION), seed) / DIMENSION**0.5
-    return normalize(center_KD[which_N] + noise_ND, dim=1)
+    latent_NL = center_KL[which_N] + SPREAD * _normal((count, LATENT), f"{seed}-latent")
+    vectors_ND = normalize(latent_NL, dim=1) @ normalize(basis_LD, dim=1)
+    vectors_ND += NOISE / DIMENSION**0.5 * _normal((count, DIMENSION), seed)
+    return normalize(vectors_ND, dim=1)
 
 
 def _generator(seed: str) -> torch.Generator:

@@ -33,9 +33,7 @@ def on_files(files: Any, config: Any) -> Any:
         said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         if said and path.name != "__main__.py":
             modules[name] = said.partition("\n\n")[0].replace("\n", " ")
-            files.append(
-                File.generated(config, f"reference/{name}.md", content=f"::: {name}\n")
-            )
+            files.append(File.generated(config, f"reference/{name}.md", content=f"::: {name}\n"))
     rows = "".join(f"| [{name}]({name}.md) | {said} |\n" for name, said in modules.items())
     index = (
         "# Reference\n\nGenerated from the docstrings; the command line says of itself: "

@@ -19,7 +19,7 @@ from tgalign.data.records import Problem, read
 from tgalign.data.shapes import as_ours
 from tgalign.data.sources import Raw, Source, image_root_of, open_source, with_bar
 from tgalign.errors import UserError
-from tgalign.files import write_text
+from tgalign.files import make_parent, write_text
 
 PROGRESS = ".progress"
 """Suffix of the file that keeps what is done."""
@@ -88,10 +88,10 @@ def caption(
 
     if out.exists():
         raise UserError(f"{out} exists: name another file as out, or remove it")
+    make_parent(out)
     rows, problems = _read(source, images, "records" if progress_bar else None)
     wanted = list(dict.fromkeys(row.image for row in rows if row.image is not None))
     settings = {"model": str(model), "prompt": prompt, "max_new_tokens": max_new_tokens}
-    out.parent.mkdir(parents=True, exist_ok=True)
     progress = out.with_name(out.name + PROGRESS)
     done = _read_progress(progress, settings)
     batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]

@@ -18,7 +18,7 @@ from torch import Tensor
 from tgalign import __version__
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
-from tgalign.files import folder_at_once, write_json
+from tgalign.files import folder_at_once, make_parent, write_json
 from tgalign.image_slot import add_image_slot, add_image_token
 from tgalign.parameters import parameters
 from tgalign.patch_layout import PatchLayout, patch_layout, square_pad_processor
@@ -80,6 +80,7 @@ def compose(
     llm, vision, out = Path(llm), Path(vision), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty: name another folder as out, or remove it")
+    make_parent(out)
     source, tokenizer = load_llm(llm, dtype, trust_remote_code)
     encoder, image_processor = load_vision(vision, source.dtype, trust_remote_code)
     if square_pad:
@@ -99,7 +100,6 @@ def compose(
         "parameters": parameters(composed.model),
     }
     probe = composed.probe
-    out.parent.mkdir(parents=True, exist_ok=True)
     with folder_at_once(out) as beside:
         composed.model.save_pretrained(beside)
         composed.processor.save_pretrained(beside)

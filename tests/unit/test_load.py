@@ -13,6 +13,7 @@ from tgalign.data.encode import Encoder
 from tgalign.data.load import SKIPPED, UNPACKED, TrainingData
 from tgalign.data.spool import Lazy, spool_encoded, spool_records
 from tgalign.errors import UserError
+from tgalign.text_gate import Verdicts
 from tgalign.train import train
 
 STAGES = [
@@ -72,11 +73,12 @@ def test_bad_rows_are_left_out_exactly_counted_and_named(data, config, caplog, r
     kept = json.loads((past.parent / SKIPPED).read_text())
     assert kept["rows"] == total
     row = len(rows.data) + 1
-    assert [it["row"] for it in kept["bad"]["data"]] == [row]
-    assert "none.png does not exist" in kept["bad"]["data"][0]["reason"]
+    assert [it["row"] for it in kept["bad"]] == [row]
+    assert "none.png does not exist" in kept["bad"][0]["reason"]
     for stage in ("one", "two"):  # the other has a picture, but no caption and no answer
-        assert [it["row"] for it in kept["bad"][stage]] == [row + 1]
-    assert f"1 of {total} rows are bad and left out (data)" in caplog.text
+        assert [it["row"] for it in kept["bad_by_stage"][stage]] == [row + 1]
+    assert f"all stages: 1 of {total} rows are bad and left out" in caplog.text
+    assert f"stage two: 1 of {total} rows are bad and left out" in caplog.text
     assert f"records.jsonl:{row}: " in caplog.text
     assert f"records.jsonl:{row + 1}: no token to learn" in caplog.text
 
@@ -96,7 +98,9 @@ def test_no_row_left_is_refused(data, config, tmp_path):
     path = tmp_path / "data" / "records.jsonl"
     data()
     path.write_text("{\n{")
-    with pytest.raises(UserError, match="stage one has no row to learn from"):
+    with pytest.raises(
+        UserError, match="stage one trains the projector alone, on pictures, and has no row"
+    ):
         train(config(path, max_bad_share=1.0), progress_bar=False)
 
 
@@ -114,7 +118,7 @@ def test_a_run_that_goes_on_leaves_out_the_same_rows_and_opens_no_picture(
     again = TrainingData(made.records, root, **options)
     assert list(again.records) == list(began.records)
     again.write(made.out)
-    assert json.loads((made.out / SKIPPED).read_text())["bad"]["data"][0]["row"] == 26
+    assert json.loads((made.out / SKIPPED).read_text())["bad"][0]["row"] == 26
     for changed in ([], [*BAD, rows.data[0]], [BAD[0], "no row"]):
         with pytest.raises(UserError, match="has changed since the run at"):
             TrainingData(data(*changed), root, **options)
@@ -184,10 +188,22 @@ def test_encoding_names_the_stage_s_rows_and_counts_them(data, config, rows, tok
     assert longest == [limit] * len(kept)
     made.out.mkdir()
     loaded.write(made.out)
-    bad = json.loads((made.out / SKIPPED).read_text())["bad"]
+    bad = json.loads((made.out / SKIPPED).read_text())["bad_by_stage"]
     assert bad["a"] == []
     assert len(bad["b"]) + len(kept) == len(rows.records)
 
 
 def encoder(tokenizer, max_length):
     return Encoder(tokenizer, 9, max_length=max_length, retrieved_in_prompt=0.0)
+
+
+def test_a_refused_row_that_is_bad_is_no_companion(data, config, rows, monkeypatch):
+    picture = next(row["image"] for row in rows.data if "image" in row)
+    path = data({"image": picture, "caption": "a cat " * 150})
+    captioned = next(it.row for it in rows.records if it.image and it.caption)
+    verdicts = Verdicts([captioned, len(rows.data) + 1], [])
+    monkeypatch.setattr("tgalign.train.verdicts_of", lambda *_: verdicts)
+    changes = {"text_gate": True, "companions": 0.5, "max_bad_share": 0.1, "stages": STAGES[:1]}
+    out = train(config(path, **changes), progress_bar=False).parent
+    (problem,) = json.loads((out / SKIPPED).read_text())["bad_by_stage"]["one"]
+    assert "more than the limit" in problem["reason"]

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tgalign.baselines import ablate, comparison
+from tgalign.baselines.describe import ablations_table, methods_table
+from tgalign.baselines.methods import DEFAULT_METHODS
 from tgalign.config import load_config
 from tgalign.demo_results import markdown
 from tgalign.lab.alignment_data import TOXIC_SHARES
@@ -24,6 +27,16 @@ README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 
 
+def ablation_results() -> str:
+    found = [json.loads(path.read_text()) for path in sorted(DOCS.glob("ablation-*.json"))]
+    return "\n".join(ablate.markdown(it) for it in found) or "None yet.\n"
+
+
+def comparisons() -> str:
+    found = [json.loads(path.read_text()) for path in sorted(DOCS.glob("comparison*.json"))]
+    return "\n".join(comparison.markdown(it) for it in found) or "None yet.\n"
+
+
 def demo_results() -> str:
     return markdown(json.loads((DOCS / "demo-results.json").read_text()))
 
@@ -33,6 +46,10 @@ BLOCKS: list[tuple[Path, str, Callable[[], str]]] = [
     (README, "results", demo_results),
     (DOCS / "lab-log.md", "experiments", lambda: table(DOCS / "experiments.jsonl")),
     (DOCS / "what-holds.md", "conflict", lambda: conflict_table(DOCS / "experiments.jsonl")),
+    (DOCS / "results.md", "methods", methods_table),
+    (DOCS / "results.md", "ablations", ablations_table),
+    (DOCS / "results.md", "ablation results", ablation_results),
+    (DOCS / "results.md", "comparison", comparisons),
 ]
 
 
@@ -54,6 +71,13 @@ def test_committed_results_are_of_three_seeds_and_no_smoke() -> None:
     assert results["condition"] == "guided"
     assert not results["smoke"]
     assert {"ce", "paper", "tga"} <= results["arms"].keys()
+
+
+def test_a_committed_comparison_is_no_smoke_and_has_all_methods() -> None:
+    for path in DOCS.glob("comparison*.json"):
+        found = json.loads(path.read_text())
+        assert not found["smoke"]
+        assert set(DEFAULT_METHODS) <= set(found["methods"])
 
 
 def test_every_committed_experiment_is_one_of_the_script(tmp_path) -> None:

@@ -24,6 +24,9 @@ COLUMNS = {
     "text_dsr": "text DSR",
     "text_named": "objects named in text",
 }
+SHORT = ("stage1.steps=800", "stage2.steps=450")
+"""Shorter than the demo, as all experiments of the lab log: for every variant alike."""
+
 _SMOKE = ("stage.steps=2", "data.pictures=80", "data.texts=20", "data.corpus=100")
 
 
@@ -37,7 +40,8 @@ def run_ablation(
             ``seedN/`` and serve all ablations of the folder.
         name: A key of ``ABLATIONS`` or ``ELSEWHERE``.
         num_seeds: Seeds 0 to ``num_seeds`` - 1.
-        jobs: Processes side by side; by default one a core, at most one a seed.
+        jobs: Processes side by side; by default one a core, at most one a seed. Those of
+            ``ELSEWHERE`` run one after the other.
         smoke: A few steps only.
 
     Returns:
@@ -48,7 +52,7 @@ def run_ablation(
     """
     if name in ELSEWHERE:
         run: Any = importlib.import_module(ELSEWHERE[name]).run
-        found: dict[str, Any] = run(name, out, num_seeds=num_seeds, jobs=jobs, smoke=smoke)
+        found: dict[str, Any] = run(name, out, seeds=num_seeds, smoke=smoke)
         return found
     if name not in ABLATIONS:
         known = ", ".join([*ABLATIONS, *ELSEWHERE])
@@ -101,7 +105,7 @@ def run_variant(out: Path, seed: int, variant: Variant, smoke: bool) -> dict[str
             condition=variant.condition,
             toxic_share=variant.toxic_share,
             seed=seed,
-            changes=[*variant.changes, *(_SMOKE if smoke else ())],
+            changes=[*SHORT, *variant.changes, *(_SMOKE if smoke else ())],
             llm=llm,
         )
 
@@ -130,7 +134,7 @@ def assemble_ablation(
         rows.append(row)
     content = {"schema_version": 1, "ablation": name, "question": ablation.question}
     content |= {"size": ablation.size, "smoke": smoke, "seeds": [it["seed"] for it in results[0]]}
-    content |= {"variants": rows}
+    content |= {"changes": [*SHORT, *(_SMOKE if smoke else ())], "variants": rows}
     if ablation.size is not None:
         content["fit"] = {key: growth(rows, key) for key in ("dsr", "named")}
     return content
@@ -182,8 +186,10 @@ def markdown(content: dict[str, Any]) -> str:
     counts = content["variants"][0]
     n = ", ".join(f"{heading} {counts[key]['n']}" for key, heading in COLUMNS.items())
     text = f"{warning}{content['question']}\n\n{shown}\n\n"
-    text += "Rate [95 % Wilson interval], development things, seeds "
-    text += f"{', '.join(map(str, content['seeds']))}. n: {n}.\n"
+    text += (
+        f"Rate [95 % Wilson interval], development things, {' '.join(content['changes'])}, seeds "
+        f"{', '.join(map(str, content['seeds']))}. n: {n}.\n"
+    )
     for key, fit in content.get("fit", {}).items():
         text += (
             f"\nEach doubling of the number of {content['size']} adds "

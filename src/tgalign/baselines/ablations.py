@@ -167,4 +167,4 @@ ABLATIONS: dict[str, Ablation] = {
 }
 
 ELSEWHERE = {"retrieval": "tgalign.retrieval.ablation", "captions": "tgalign.retrieval.ablation"}
-"""Ablations that another module runs: it has ``run(name, out, *, num_seeds, jobs, smoke)``."""
+"""Ablations that another module runs: it has ``run(name, out, *, seeds, smoke)``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -12,11 +13,11 @@ from rich.console import Console
 
 from tgalign.baselines.comparison import assemble, write_comparison
 from tgalign.baselines.methods import DEFAULT_METHODS, TRAININGS, Plan, plan
-from tgalign.baselines.training import Setting, digest, prepare, train_method, training_config
+from tgalign.baselines.training import Setting, prepare, train_method, training_config
 from tgalign.baselines.workers import Job, Workers, available_cores, workers
 from tgalign.demo_results import versions
 from tgalign.errors import UserError
-from tgalign.files import is_free, read_json, write_json
+from tgalign.files import claim, digest, read_json, write_json
 
 SCHEMA_VERSION = 1
 
@@ -78,7 +79,8 @@ def run_compare(
     for name, path in given.items():
         _check_checkpoint(name, path)
     out = out.resolve()
-    _claim(out, {"schema_version": SCHEMA_VERSION, **asdict(setting)})
+    settings = {"schema_version": SCHEMA_VERSION, **asdict(setting)}
+    claim(out, "compare.json", settings, "comparison")
     console = Console() if Console().is_terminal else Console(width=140)
     with workers(min(jobs or available_cores(), num_seeds * len(plans)), console) as crew:
         todo = _unmeasured(out, num_seeds, setting, plans, given)
@@ -99,9 +101,12 @@ def run_compare(
 
 
 def _plans(methods: Sequence[str] | None, given: Mapping[str, Path]) -> list[Plan]:
-    known = [name for name in given if name in DEFAULT_METHODS or "+" in name]
-    if known:
-        raise UserError(f"checkpoint name {', '.join(known)}: choose another, without +")
+    for name in given:
+        if name in DEFAULT_METHODS or not re.fullmatch(r"\w[\w.-]*", name):
+            raise UserError(
+                f"checkpoint name {name!r}: choose another, of letters, digits, _, - and . alone, "
+                "that no method has"
+            )
     asked = [*(methods or DEFAULT_METHODS), *given]
     return [plan(name, given) for name in dict.fromkeys(["ce", *asked])]
 
@@ -231,20 +236,3 @@ def _check_checkpoint(name: str, path: Path) -> None:
             f"checkpoint {name} at {path} speaks another language than the lab, whose questions "
             "compare asks: measure it with tgalign evaluate"
         )
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    path = out / "compare.json"
-    try:
-        if path.is_file():
-            if read_json(path) != settings:
-                raise UserError(
-                    f"{out} holds a comparison with other settings ({path}): give another --out, "
-                    "or remove it"
-                )
-            return
-        if not is_free(out):
-            raise UserError(f"{out} is not empty and holds no comparison: give another --out")
-        write_json(path, settings)
-    except OSError as fault:
-        raise UserError(f"cannot write to {out}: {fault}") from None

@@ -14,7 +14,7 @@ from tgalign.baselines.method import Drawing, Row
 from tgalign.baselines.methods import TRAININGS
 from tgalign.config import StageConfig, TrainConfig
 from tgalign.demo_results import versions
-from tgalign.files import INCOMPLETE, write_text
+from tgalign.files import INCOMPLETE, digest, write_text
 from tgalign.lab.alignment_data import DataSize, build_alignment_data
 from tgalign.lab.arms import arm_config
 from tgalign.lab.assets import check_assets, lab_llava, load_lab
@@ -70,15 +70,21 @@ def prepare(out: Path, seed: int, setting: Setting) -> None:
     if not base.is_dir():
         base.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(*lab_llava(llm, clip, tokenizer, seed=seed), base)
-    build_alignment_data(_data(out, seed), seed, setting.condition, clip, tokenizer, setting.size)
+    data = _data(out, seed, setting)
+    build_alignment_data(data, seed, setting.condition, clip, tokenizer, setting.size)
 
 
 def _base(out: Path, seed: int) -> Path:
-    return out / f"seed{seed}" / "base" / "checkpoint"
+    return out / f"seed{seed}" / f"base-{digest(_made_with())}" / "checkpoint"
 
 
-def _data(out: Path, seed: int) -> Path:
-    return out / f"seed{seed}" / "data"
+def _data(out: Path, seed: int, setting: Setting) -> Path:
+    made = {"condition": setting.condition, "size": asdict(setting.size), **_made_with()}
+    return out / f"seed{seed}" / f"data-{digest(made)}"
+
+
+def _made_with() -> dict[str, Any]:
+    return {"assets": check_assets()["files"], "versions": versions()}
 
 
 def training_config(out: Path, seed: int, setting: Setting, name: str) -> TrainConfig:
@@ -92,7 +98,7 @@ def training_config(out: Path, seed: int, setting: Setting, name: str) -> TrainC
     """
     method = TRAININGS[name]
     folder = out / f"seed{seed}"
-    data = _data(out, seed)
+    data = _data(out, seed, setting)
     start = training_config(out, seed, setting, method.start) if method.start else None
     config = arm_config(
         method.arm,
@@ -109,10 +115,8 @@ def training_config(out: Path, seed: int, setting: Setting, name: str) -> TrainC
         "training": config.model_dump(mode="json", exclude=paths),
         "start": start.out.name if start else None,
         "method": hashlib.sha256(_source(name)).hexdigest(),
-        "setting": asdict(setting),
-        "data": asdict(setting.size),
-        "assets": check_assets()["files"],
-        "versions": versions(),
+        "data": data.name,
+        **_made_with(),
     }
     key = f"{name}-{digest(decides)}"
     changed: dict[str, Any] = {"out": folder / "runs" / key}
@@ -123,11 +127,6 @@ def training_config(out: Path, seed: int, setting: Setting, name: str) -> TrainC
 
 def _source(name: str) -> bytes:
     return (Path(__file__).parent / f"{name}.py").read_bytes()
-
-
-def digest(content: Any) -> str:
-    """Ten hexadecimal digits that stand for plain data."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def train_method(out: Path, seed: int, setting: Setting, name: str) -> Path:
@@ -150,7 +149,7 @@ def write_records(out: Path, seed: int, setting: Setting, name: str) -> None:
     folder = training_config(out, seed, setting, name).records.parent
     if make is None or folder.is_dir():
         return
-    root, data, size = out / f"seed{seed}", _data(out, seed), setting.size
+    root, data, size = out / f"seed{seed}", _data(out, seed, setting), setting.size
     beside = folder.with_name(folder.name + INCOMPLETE)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)

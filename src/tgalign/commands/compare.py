@@ -69,6 +69,11 @@ def compare(
     same command goes on where it was, and methods and seeds can be added.
     """
     if ablation is not None:
+        others = (methods, checkpoint, toxic_share, estimate, condition, style, scale)
+        if others != (None, None, None, False, "guided", "emoji", 1.0):
+            raise UserError(
+                "an ablation states its own settings: give --out, --seeds, --jobs alone"
+            )
         from tgalign.baselines.ablate import run_ablation
 
         run_ablation(out, ablation, num_seeds=seeds, jobs=jobs, smoke=smoke)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ class Encoder:
         return EncodedRecord(ids, labels, record.image, caption, retrieved)
 
     def encode_all(
-        self, records: list[Record], file: str
+        self, records: Iterable[Record], file: str
     ) -> tuple[list[EncodedRecord], list[Problem]]:
         """Encode many records; rows that cannot be encoded come back as problems."""
         encoded, problems = [], []

@@ -54,12 +54,12 @@ class TrainingData:
         self._max_bad_share = max_bad_share
         self._progress_bar = progress_bar
         self._rows = 0
-        self._bad: dict[str, list[Problem]] = {}
+        self._bad_by_stage: dict[str, list[Problem]] = {}
         source = open_source(data)
         self._name = source.name
         began = read_json(out / SKIPPED) if (out / SKIPPED).is_file() else None
-        known = {} if began is None else {it["row"]: it["reason"] for it in began["bad"]["data"]}
-        problems: list[Problem] = []
+        known = {} if began is None else {it["row"]: it["reason"] for it in began["bad"]}
+        self._bad: list[Problem] = []
 
         def good() -> Iterator[Record]:
             title = f"read {source.name}" if progress_bar else None
@@ -67,19 +67,19 @@ class TrainingData:
             for it in read(shown, image_root, unpack=out / UNPACKED, verify=began is None):
                 self._rows += 1
                 if it.row in known:
-                    problems.append(Problem(source.name, it.row, known[it.row]))
+                    self._bad.append(Problem(source.name, it.row, known[it.row]))
                 elif isinstance(it, Problem):
-                    problems.append(it)
+                    self._bad.append(it)
                 else:
                     yield it
 
         self.records: Sequence[Record] = spool_records(good())
-        if began is not None and (self._rows, len(problems)) != (began["rows"], len(known)):
+        if began is not None and (self._rows, len(self._bad)) != (began["rows"], len(known)):
             raise UserError(
                 f"{data} has changed since the run at {out} began with it: name another folder as "
                 "out, or bring the data back"
             )
-        self._leave_out("data", problems)
+        self._require_few(self._bad)
 
     def encode(
         self, encoder: Encoder, records: Iterable[Record], stage: str
@@ -110,30 +110,38 @@ class TrainingData:
                 yield from rows
 
         encoded = spool_encoded(good())
-        self._leave_out(stage, problems)
+        self._require_few(self._bad + problems)
+        self._bad_by_stage[stage] = problems
         return encoded
 
     def write(self, out: Path) -> None:
         """Keep what is left out, for people and for a run that goes on, and say so in the log."""
-        bad = {where: [asdict(it) for it in problems] for where, problems in self._bad.items()}
-        write_json(out / SKIPPED, {"rows": self._rows, "bad": bad})
-        for where, problems in self._bad.items():
+        kept = {
+            "rows": self._rows,
+            "bad": [asdict(it) for it in self._bad],
+            "bad_by_stage": {
+                stage: [asdict(it) for it in problems]
+                for stage, problems in self._bad_by_stage.items()
+            },
+        }
+        write_json(out / SKIPPED, kept)
+        every = {"all stages": self._bad}
+        every |= {f"stage {stage}": problems for stage, problems in self._bad_by_stage.items()}
+        for where, problems in every.items():
             if problems:
                 logging.getLogger(__name__).warning(
-                    "%d of %d rows are bad and left out (%s); %s names them all:\n%s",
+                    "%s: %d of %d rows are bad and left out; %s names them all:\n%s",
+                    where,
                     len(problems),
                     self._rows,
-                    where,
                     out / SKIPPED,
                     listed(problems, 20),
                 )
 
-    def _leave_out(self, where: str, problems: list[Problem]) -> None:
-        every = self._bad.get("data", []) + problems
-        if len(every) > self._max_bad_share * self._rows:
+    def _require_few(self, bad: list[Problem]) -> None:
+        if len(bad) > self._max_bad_share * self._rows:
             raise UserError(
-                f"{len(every)} bad row(s) of {self._rows}, more than max_bad_share "
+                f"{len(bad)} bad row(s) of {self._rows}, more than max_bad_share "
                 f"{self._max_bad_share:g} allows; mend or remove them (`tgalign check` names them "
-                f"all):\n{listed(every, 5)}"
+                f"all):\n{listed(bad, 5)}"
             )
-        self._bad[where] = problems

@@ -6,7 +6,6 @@ no held-out thing is looked at.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from tgalign.config import TrainConfig, parse_config
 from tgalign.demo_results import show_rate, versions
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
-from tgalign.files import read_json, sha256, write_json, write_text
+from tgalign.files import digest, read_json, sha256, write_json, write_text
 from tgalign.lab.alignment_data import DataSize, build_alignment_data, toxic_share_of
 from tgalign.lab.arms import ARMS, arm_config
 from tgalign.lab.assets import ASSETS, LLM, check_assets
@@ -83,20 +82,20 @@ def run_experiment(
     made_with = {"versions": versions(), "assets": manifest["files"]}
     if llm is not None:
         made_with["llm"] = sha256(llm / "model.safetensors")
-    base = out / f"base{seed}-{_digest(made_with)}"
-    data = out / f"data-{_digest([condition, seed, asdict(size), made_with])}"
+    base = out / f"base{seed}-{digest(made_with)}"
+    data = out / f"data-{digest([condition, seed, asdict(size), made_with])}"
     config = _changed(
         arm_config(arm, model=base, data=data, out=out / "run", seed=seed, smoke=False), pairs
     )
     if quality is not None:
-        records = data / f"records-{_digest(asdict(quality))}.jsonl"
+        records = data / f"records-{digest(asdict(quality))}.jsonl"
         config = config.model_copy(update={"records": records})
     if conflict:
         probes = {kind: data / f"probe-{kind}.jsonl" for kind in ("toxic", "benign")}
         config = parse_config(config.model_dump() | {"probes": probes}, "the changed arm")
     what = {"arm": arm, "condition": condition, "toxic_share": share, "seed": seed}
     what |= {"changes": list(changes)}
-    folder = out / f"{arm}-{_digest([what, config.model_dump(mode='json'), made_with])}"
+    folder = out / f"{arm}-{digest([what, config.model_dump(mode='json'), made_with])}"
     if not (folder / "result.json").is_file():
         config = config.model_copy(update={"out": folder / "run"})
         result = what | _measured(config, data, condition, size, seed, llm, quality)
@@ -303,7 +302,3 @@ def _changed(config: TrainConfig, pairs: Sequence[tuple[str, Any]]) -> TrainConf
         for table in places[place]:
             table[name] = value
     return parse_config(settings, "the changed arm")
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]

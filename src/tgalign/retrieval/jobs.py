@@ -97,7 +97,11 @@ def _on_ray(
             return row | {"fault": ""}
 
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as fault:
+            where = os.environ.get("RAY_ADDRESS", "this machine")
+            raise UserError(f"no connection to the Ray cluster at {where}: {fault}") from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     has = ray.cluster_resources()

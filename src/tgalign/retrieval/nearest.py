@@ -98,14 +98,13 @@ def nearest(
     left, width = list(range(len(query_QD))), wanted + _SPARE
     while left:
         width = min(width, index.manifest.count)
+        if rules.random:
+            rows_QF = _random_rows(index, [numbers[q] for q in left], width, rules.seed)
+        else:
+            rows_QF = index.search(query_QD[left], width)
         size = max(1, _CELLS // (width * index.manifest.dimension))
-        for start in range(0, len(left), size):
-            part = left[start : start + size]
-            if rules.random:
-                rows_QF = _random_rows(index, [numbers[q] for q in part], width, rules.seed)
-            else:
-                rows_QF = index.search(query_QD[part], width)
-            allowed = _allowed(index, rows_QF, query_QD[part], caption_QD[part], rules)
+        for part, part_QF in zip(_parts(left, size), rows_QF.split(size), strict=True):
+            allowed = _allowed(index, part_QF, query_QD[part], caption_QD[part], rules)
             for q, row in zip(part, allowed, strict=True):
                 kept[q] = row
         if width in (index.manifest.count, _MOST):
@@ -182,6 +181,10 @@ def _allowed(
             pairs.sort(key=lambda pair: -pair[1])
         allowed.append(pairs)
     return allowed
+
+
+def _parts(queries: list[int], size: int) -> list[list[int]]:
+    return [queries[start : start + size] for start in range(0, len(queries), size)]
 
 
 def _random_rows(index: Index, numbers: Sequence[int], width: int, seed: int) -> Tensor:

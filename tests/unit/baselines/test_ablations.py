@@ -28,7 +28,7 @@ def ran(monkeypatch):
     """The configs that were to be run; nothing is trained."""
     calls = []
 
-    def measured(config, data, condition, size, seed, llm):
+    def measured(config, data, condition, size, seed, llm, quality):
         calls.append((config, size, llm))
         rates = {key: rate(0.1 * (seed + 1)) for key in ablate.COLUMNS}
         scenes = {scene: rate(0.5) for scene in picture_pool("development").scenes}
@@ -144,7 +144,7 @@ def test_ablations_of_other_modules_are_handed_on(monkeypatch, tmp_path):
     for name in ELSEWHERE:
         monkeypatch.setitem(ablate.ELSEWHERE, name, "elsewhere")
         run_ablation(tmp_path, name, num_seeds=3, smoke=True)
-    options = {"num_seeds": 3, "jobs": None, "smoke": True}
+    options = {"seeds": 3, "smoke": True}
     assert seen == [(name, tmp_path, options) for name in ("retrieval", "captions")]
 
 

@@ -114,10 +114,11 @@ def written(tmp_path_factory):
     """The folder of a smoke comparison in which all methods have written their records."""
     out = tmp_path_factory.mktemp("compare")
     prepare(out, 0, SETTING)
-    before = (out / "seed0/data/records.jsonl").read_bytes()
+    data = training_config(out, 0, SETTING, "ce").records
+    before = data.read_bytes()
     for name in TRAININGS:
         write_records(out, 0, SETTING, name)
-    assert (out / "seed0/data/records.jsonl").read_bytes() == before
+    assert data.read_bytes() == before
     return out
 
 
@@ -165,5 +166,5 @@ def test_scale_shortens_every_stage_and_the_data(tmp_path):
         stages = [training_config(tmp_path, 0, it, name).stages for it in (full, tenth)]
         for long, short in zip(*stages, strict=True):
             assert short.steps == round(0.1 * long.steps)
-    assert (tenth.size.pictures, tenth.size.texts) == (800, 200)
+    assert (tenth.size.pictures, tenth.size.texts) == (2_000, 200)
     assert Setting("guided", 0.1, "emoji", scale=1e-6).size.pictures == 60

@@ -124,6 +124,12 @@ def test_rank_begins_with_a_later_text(run, built, embedded, texts):
         assert [it["id"] for it in row["retrieved"]] == [it.id for it in wanted[29:]]
 
 
+def test_r_does_not_depend_on_how_many_rows_are_in_memory(run, monkeypatch):
+    whole = run(rules=Rules(k=3))
+    monkeypatch.setattr("tgalign.retrieval.nearest._CELLS", 1)
+    assert run(rules=Rules(k=3), name="one") == whole
+
+
 def test_random_texts_are_never_the_caption_and_have_their_true_score(run, built, embedded):
     rows, said = run(rules=Rules(k=2, random=True))
     vectors_ND = torch.cat(list(built.blocks()))

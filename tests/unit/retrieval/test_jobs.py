@@ -34,6 +34,19 @@ def test_without_ray_its_extra_is_named(monkeypatch):
         run(refuser, "ray")
 
 
+def test_a_cluster_that_is_not_there_is_named(monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed (extra [scale])")
+
+    def fail(**options):
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    with pytest.raises(UserError, match=r"no connection to the Ray cluster at 192\.0\.2\.1:6379"):
+        run(refuser, "ray")
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """A real Ray of two workers on this machine, whose workers find this module."""
