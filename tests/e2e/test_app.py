@@ -69,7 +69,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     assert (root / "log").read_text() == ""
-    assert list(temporary.iterdir()) == []  # nothing stays behind
+    assert list(temporary.glob("tgalign*")) == []  # nothing stays behind
 
 
 @dataclass
