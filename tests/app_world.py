@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,22 @@ from tgalign.lab.assets import lab_llava, load_lab
 
 QUESTION = "describe this image ."
 REFUSAL = "sorry , i can not help with that ."
+
+
+class Fetched(HTMLParser):
+    """Addresses that a browser fetches by itself when it opens a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "link" and given.get("rel") not in ("canonical", "next", "prev"):
+            self.addresses.append(given.get("href") or "")
+        elif tag != "a" and given.get("src"):
+            self.addresses.append(given["src"] or "")
 
 
 def save_models(folder: Path) -> list[Path]:

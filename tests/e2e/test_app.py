@@ -66,10 +66,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     address = re.search(r"http://127\.0\.0\.1:\d+", said)
     assert address, f"{said} {(root / 'log').read_text()}"
     yield Served(address[0], root, temporary)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     assert (root / "log").read_text() == ""
-    assert list(temporary.iterdir()) == []  # nothing stays behind
+    assert list(temporary.glob("tgalign*")) == []  # nothing stays behind
 
 
 @dataclass

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from app_world import QUESTION, save_models, write_demo
+from app_world import QUESTION, Fetched, save_models, write_demo
 from tgalign.app.audit import Audits
 from tgalign.app.handlers import NO_MODEL, Handlers
 from tgalign.app.models import Loaded, load_models
@@ -43,25 +42,10 @@ def client(models: list[Loaded], tmp_path_factory: pytest.TempPathFactory) -> Te
     return TestClient(app, headers=HOST)
 
 
-class Asked(HTMLParser):
-    """Addresses that a browser fetches by itself."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        names = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src"}
-        if given.get(names.get(tag, "")):
-            self.addresses.append(str(given[names[tag]]))
-
-
 def test_the_page_answers_and_asks_nobody_else(client: TestClient) -> None:
     page = client.get("/")
     assert page.status_code == 200
-    addresses = Asked(page.text).addresses
+    addresses = Fetched(page.text).addresses
     assert addresses, "the page has scripts of its own"
     for address in addresses:
         assert re.match(r"(\./|/|http://127\.0\.0\.1/|data:|[\w-]+/)", address), address

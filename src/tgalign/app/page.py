@@ -93,7 +93,7 @@ def _inspect(page: gr.Blocks, handlers: Handlers) -> None:
         with gr.Column(scale=2, min_width=300):
             preview = _html(name="preview")
             upload = gr.File(
-                label="Drop a picture, or press to pick one (at most 20 MB)",
+                label="Drop or pick a picture (at most 20 MB)",
                 file_types=["image"], height=150, elem_id="upload",
             )  # fmt: skip
             with gr.Accordion("Or compose one from the lab's objects", open=True):
@@ -147,8 +147,12 @@ def _inspect(page: gr.Blocks, handlers: Handlers) -> None:
         [ask.click, question.submit, caption.submit], handlers.ask,
         [seen, left, right, question, caption], [seen, answers, notice], show_progress="hidden",
     )  # fmt: skip
-    reading = asking.success(handlers.read_layers, [seen], [seen, plots, notice])
-    looking = reading.success(handlers.patch, [seen, layer], [patched, notice])
+    reading = asking.success(
+        handlers.read_layers, [seen], [seen, plots, notice], show_progress_on=plots
+    )
+    looking = reading.success(
+        handlers.patch, [seen, layer], [patched, notice], show_progress_on=patched
+    )
     stop.click(None, cancels=[asking, reading, looking])
     layer.change(
         handlers.patch, [seen, layer], [patched, notice], trigger_mode="always_last",

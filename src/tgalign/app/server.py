@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Sequence
@@ -91,6 +92,7 @@ def run_app(
                 await super().shutdown(sockets)
 
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that we clean up then, too
         with suppress(KeyboardInterrupt):  # how a page is ended
             Announced(config).run(sockets=[listener])
     finally:
