@@ -241,7 +241,7 @@ def test_look_through_a_comparison(visit: Callable[..., Visit], width: int, sche
     page.click("#open")
     wait_for(made, "#compare-notice", "outside the folders that this page may open")
     page.locator("#comparison textarea, #comparison input").first.fill("demo")
-    page.keyboard.press("Enter")
+    page.locator("#comparison textarea, #comparison input").first.press("Enter")
     wait_for(made, "#items", "1 to 12 of 22 pictures")
     assert page.locator("#compare-notice .notice").count() == 0
     page.locator("#pareto .point").nth(1).focus()

@@ -197,7 +197,7 @@ def test_faulty_rows_are_left_out_counted_and_named(run, records, tmp_path):
         '{"image": "none.png", "caption": "a"}': "does not exist",
         '{"image": "../bad/../../x.png", "caption": "a"}': "leads outside the image root",
         '{"image": "good.png", "captoin": "a"}': "unknown key(s) captoin",
-        '{"image": "good.png", "caption": "\\ud800"}': "surrogates not allowed",
+        '{"image": "good.png", "caption": "\\ud800"}': "what is no character (not UTF-8)",
         "{": "not valid JSON",
     }
     long = json.dumps({"image": "good.png", "caption": "a dog " * 20_000})
