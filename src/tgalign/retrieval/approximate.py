@@ -27,12 +27,12 @@ FLAT_UNTIL, HNSW_UNTIL = 20_000, 100_000
 """Texts up to which each kind is chosen."""
 
 MEMORY_LIMIT = 4 * 2**30
-"""Bytes of whole vectors that are kept in memory; more are compressed."""
+"""Bytes of vectors in half precision that are kept in memory; more are compressed."""
 
 TARGET_RECALL = 0.95
 _LINKS = 32
 _ITERATIONS = 10
-_POINTS_PER_LIST = 50
+_POINTS_PER_LIST = 40
 _CENTROIDS = 256
 """Of each piece of a compressed vector, which has a byte."""
 _POINTS_PER_CENTROID = 40
@@ -71,18 +71,19 @@ def choose(count: int, dimension: int, kind: Kind = "auto") -> tuple[Chosen, str
     Raises:
         UserError: Vectors that cannot be cut into pieces for ``ivfpq``.
     """
-    size = f"{count:,} texts of {dimension} channels ({4 * count * dimension / 2**30:.2f} GiB)"
+    half = 2 * count * dimension
+    size = f"{count:,} texts of {dimension} channels ({half / 2**30:.2f} GiB in half precision)"
     reason = f"{size}: asked for"
     if kind == "auto":
         if count <= FLAT_UNTIL:
             kind, reason = "flat", f"{size}: so few are searched one by one"
         elif count <= HNSW_UNTIL:
             kind, reason = "hnsw", f"{size}: a graph finds most and needs no training"
-        elif 4 * count * dimension <= MEMORY_LIMIT:
-            kind, reason = "ivf", f"{size}: whole vectors fit in memory, in lists by cluster"
+        elif half <= MEMORY_LIMIT:
+            kind, reason = "ivf", f"{size}: fits in memory, in lists by cluster"
         else:
             kind, reason = "ivfpq", f"{size}: too much for memory, so compressed, in lists"
-    lists = max(1, round(2 * math.sqrt(count)))
+    lists = max(1, min(round(4 * math.sqrt(count)), count // _POINTS_PER_LIST))
     if kind == "ivfpq":
         if dimension % 2 or count < _CENTROIDS:
             raise UserError(
@@ -90,7 +91,8 @@ def choose(count: int, dimension: int, kind: Kind = "auto") -> tuple[Chosen, str
             )
         # Two channels a byte keep the ten nearest among the candidates, which are scored again.
         return kind, f"IVF{lists},PQ{dimension // 2}", reason
-    return kind, {"flat": "Flat", "hnsw": f"HNSW{_LINKS}", "ivf": f"IVF{lists},Flat"}[kind], reason
+    named = {"flat": "Flat", "hnsw": f"HNSW{_LINKS}", "ivf": f"IVF{lists},SQfp16"}
+    return kind, named[kind], reason
 
 
 def build(

@@ -40,9 +40,9 @@ def clustered(count, dimension=16, seed=0):
         (1, 512, "flat", "Flat"),
         (20_000, 512, "flat", "Flat"),
         (20_001, 512, "hnsw", "HNSW32"),
-        (100_001, 512, "ivf", "IVF632,Flat"),
-        (1_000_000, 512, "ivf", "IVF2000,Flat"),
-        (10_000_000, 512, "ivfpq", "IVF6325,PQ256"),
+        (100_001, 512, "ivf", "IVF1265,SQfp16"),
+        (1_000_000, 512, "ivf", "IVF4000,SQfp16"),
+        (10_000_000, 512, "ivfpq", "IVF12649,PQ256"),
     ],
 )
 def test_the_kind_goes_by_the_number_of_texts_and_says_why(count, dimension, kind, factory):
@@ -55,7 +55,7 @@ def test_the_kind_goes_by_the_number_of_texts_and_says_why(count, dimension, kin
 
 
 def test_what_cannot_be_compressed_is_named():
-    assert choose(400, 6, "ivfpq")[1] == "IVF40,PQ3"
+    assert choose(400, 6, "ivfpq")[1] == "IVF10,PQ3"
     for count, dimension in ((400, 7), (255, 6)):
         with pytest.raises(UserError, match="needs a dimension that is even and 256 texts"):
             choose(count, dimension, "ivfpq")

@@ -21,7 +21,7 @@ def test_the_last_line_has_the_three_ratios():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "1,500 × 512 (3 MiB): memory grows by" in done.stdout
-    assert "IVF77,Flat built in" in done.stdout
+    assert "IVF37,SQfp16 built in" in done.stdout
     ratios = json.loads(done.stdout.splitlines()[-1])
     assert set(ratios) == {"exact_over_gemm", "ivf_speedup", "ivf_recall_at_10"}
     assert all(value > 0 for value in ratios.values())
