@@ -59,7 +59,8 @@ class StageConfig(_Strict):
         train: The parts that are trained; everything else is frozen.
         steps: Optimizer steps.
         batch_size: Rows per forward pass.
-        accumulation: Forward passes per optimizer step.
+        accumulation: Forward passes per optimizer step. Several processes share them, so that a
+            recipe trains the same on any number; the number must divide it.
         projector_lr: Peak learning rate of the projector.
         llm_lr: Peak learning rate of the LLM; needed if it is trained.
         warmup: Share of the steps with rising learning rate; then it falls as a cosine.
@@ -104,6 +105,26 @@ class SyntheticConfig(_Strict):
     ridge: float = Field(1.0, gt=0)
 
 
+class LoraConfig(_Strict):
+    """Low-rank adapters in place of the LLM's own weights, merged when a stage ends.
+
+    The defaults are those of LLaVA-1.5's LoRA script, but for its dropout of 0.05: its draws would
+    depend on how a step is cut into batches.
+
+    Attributes:
+        r: Rank.
+        alpha: Scale of the adapters, over the rank.
+        dropout: On the adapters' inputs.
+        target_modules: Names of the LLM's linear layers that get one; by default all of them but
+            the output head.
+    """
+
+    r: int = Field(128, gt=0)
+    alpha: float = Field(256, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] | None = Field(None, min_length=1)
+
+
 class TrainConfig(_Strict):
     """A training run: a LLaVA checkpoint, records, and the stages in order.
 
@@ -114,11 +135,21 @@ class TrainConfig(_Strict):
         out: Folder for the trained checkpoint, metrics and intermediate state.
         seed: Of the order of rows and of everything else that is drawn.
         max_length: Longest row in tokens; longer rows are refused, never cut.
-        precision: ``bf16`` computes matrix products in bfloat16 (autocast); weights stay float32.
+        precision: ``bf16`` computes matrix products in bfloat16; trained weights stay float32.
+        frozen_weights: ``bf16`` keeps the weights that no stage trains, all but the adapters with
+            ``lora``, in bfloat16, at half the memory.
         attention: The attention implementation; ``eager`` is the fastest for tiny models on CPU.
+        compile: Compile the layers of the LLM (``torch.compile``).
+        activation_checkpointing: Keep only the input of every layer of the LLM and compute the rest
+            anew for the gradients: a third more compute for most of the activations' memory.
+        parallel: What several processes (``torchrun``, ``accelerate launch``) do with the model:
+            ``ddp`` gives each a whole one, ``fsdp2`` a share of the weights, gradients and
+            optimizer state.
+        lora: Train the LLM through low-rank adapters.
+        workers: Processes that read pictures and make batches, beside each training process.
         cache_vision: Keep the frozen vision tower's features of every picture in memory.
-        cache_text: Keep the states of captions and retrieved texts in memory wherever the reference
-            does not move.
+        cache_text: Keep the states of captions and retrieved texts wherever the reference does not
+            move: true, in memory; a folder, on disk, where other runs find them too.
         text_gate: Learn no answer about a picture where the LLM, told the caption in the picture's
             place, refuses (``tgalign.text_gate``).
         companions: Share of the rows beside which such a picture, for the guide alone, is put into
@@ -141,9 +172,15 @@ class TrainConfig(_Strict):
     seed: int = Field(0, ge=0)
     max_length: int = Field(2048, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
+    frozen_weights: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    lora: LoraConfig | None = None
+    workers: int = Field(0, ge=0)
     cache_vision: bool = False
-    cache_text: bool = False
+    cache_text: bool | Path = False
     text_gate: bool = False
     companions: float = Field(0.0, ge=0, le=1)
     synthetic: SyntheticConfig | None = None
@@ -165,6 +202,19 @@ class TrainConfig(_Strict):
                 raise ValueError("companions are for the guide, and no stage has one that trains")
             if self.probes:
                 raise ValueError("probes compare gradients, and no stage has a guide that trains")
+        return self
+
+    @model_validator(mode="after")
+    def _these_go_together(self) -> TrainConfig:
+        if self.frozen_weights == "bf16" and self.precision != "bf16":
+            raise ValueError("frozen_weights bf16 needs precision bf16: float32 cannot use them")
+        if self.lora is not None and not any("llm" in stage.train for stage in self.stages):
+            raise ValueError("lora trains the llm, and no stage names it in train")
+        if self.parallel == "fsdp2":
+            if self.probes:
+                raise ValueError("probes need whole weights in every process: parallel must be ddp")
+            if self.compile:
+                raise ValueError("compile is not supported with fsdp2: set one of the two back")
         return self
 
     @model_validator(mode="after")
@@ -211,7 +261,7 @@ def load_config(path: Path) -> TrainConfig:
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold a mapping of settings, got {type(data).__name__}")
     for table, keys in (
-        (data, ("model", "records", "image_root", "out")),
+        (data, ("model", "records", "image_root", "out", "cache_text")),
         (data.get("synthetic"), ("clip", "texts")),
         (data.get("probes"), None),
     ):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tgalign.config import ObjectiveConfig
 from tgalign.diagnose.alignment import alignment_by_layer
+from tgalign.lora import adapters_of, without
 from tgalign.objective import guide_loss
 from tgalign.pooling import parse_layers, pool_layers
 
@@ -29,6 +30,8 @@ class AlignmentTask(nn.Module):
     Args:
         lvlm: The model under training.
         objective: What is added to the cross-entropy.
+        states_are_kept: Whether every batch to come brings its ``text_states``, computed before
+            training: then no copy of the LLM is kept for a frozen reference.
 
     Attributes:
         layers: Absolute indices of the hidden states that are aligned.
@@ -38,7 +41,13 @@ class AlignmentTask(nn.Module):
 
     center_LD: Tensor
 
-    def __init__(self, lvlm: LlavaForConditionalGeneration, objective: ObjectiveConfig) -> None:
+    def __init__(
+        self,
+        lvlm: LlavaForConditionalGeneration,
+        objective: ObjectiveConfig,
+        *,
+        states_are_kept: bool = False,
+    ) -> None:
         super().__init__()
         text: Any = lvlm.config.text_config
         self.lvlm = lvlm
@@ -46,15 +55,16 @@ class AlignmentTask(nn.Module):
         self.layers = parse_layers(objective.layers, text.num_hidden_layers)
         center_LD = torch.zeros(len(self.layers), text.hidden_size, device=lvlm.device)
         self.register_buffer("center_LD", center_LD)
-        decoder = cast("nn.Module", lvlm.model.language_model)
-        moves = any(weight.requires_grad for weight in decoder.parameters())
-        # A frozen reference is needed only if the LLM moves. Kept in a tuple, it is no submodule:
-        # it is neither trained nor saved.
+        moves = any(weight.requires_grad for weight in self._decoder.parameters())
         self.reference_moves = objective.reference == "live" and moves
         frozen = objective.reference == "frozen" and objective.weight > 0 and moves
+        self._adapters = adapters_of(self._decoder) if frozen else []
+        # A copy is needed only if the LLM moves and is not its frozen self without its adapters.
+        # Kept in a tuple, it is no submodule: it is neither trained nor saved.
         self._reference: tuple[nn.Module, ...] = ()
-        if frozen:
-            self._reference = (copy.deepcopy(decoder).requires_grad_(False).eval(),)
+        self._states_are_kept = frozen and states_are_kept
+        if frozen and not self._adapters and not states_are_kept:
+            self._reference = (copy.deepcopy(self._decoder).requires_grad_(False).eval(),)
 
     def forward(
         self,
@@ -118,6 +128,9 @@ class AlignmentTask(nn.Module):
             use_cache=False,
         )
         losses: dict[str, Any] = {"loss": outputs.loss, "ce": outputs.loss}
+        if images is None:
+            # Its gradient is 0, not missing: processes that share a step must agree on that.
+            losses["loss"] = outputs.loss + self._nothing_of_the_projector()
         if not guided:
             return losses
         image_BT = input_ids == self.lvlm.config.image_token_id
@@ -127,6 +140,7 @@ class AlignmentTask(nn.Module):
         else:
             assert text_input_ids is not None and text_attention_mask is not None
             assert text_span is not None
+            assert not self._states_are_kept, "texts without their states, and no reference left"
             text_LBD = self.text_states(text_input_ids, text_attention_mask, text_span)
         caption_LBD = torch.zeros_like(image_LBD, dtype=text_LBD.dtype)
         retrieved_LBD = torch.zeros_like(caption_LBD)
@@ -149,13 +163,16 @@ class AlignmentTask(nn.Module):
         # guide_loss averages over this batch's rows; the step's average is over all its rows.
         share = 1.0 if num_guide_rows is None else num_captions / num_guide_rows.clamp_min(1)
         losses |= {name: value * share for name, value in parts.items()}
-        losses["loss"] = outputs.loss + weight * losses["guide"]
+        losses["loss"] = losses["loss"] + weight * losses["guide"]
         if return_states:
             losses["hidden_states"] = [outputs.hidden_states[layer] for layer in self.layers]
-        with torch.no_grad():
-            losses |= alignment_by_layer(
-                image_LBD[:, caption_mask], caption_LBD[:, caption_mask], center_LD=self._center()
-            )
+        if num_captions:
+            with torch.no_grad():
+                losses |= alignment_by_layer(
+                    image_LBD[:, caption_mask],
+                    caption_LBD[:, caption_mask],
+                    center_LD=self._center(),
+                )
         return losses
 
     @torch.no_grad()
@@ -170,21 +187,27 @@ class AlignmentTask(nn.Module):
         Returns:
             (L, B, D), without gradient.
         """
-        arguments = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "output_hidden_states": self.layers,
-            "use_cache": False,
-        }
-        if self._reference:
-            outputs = self._reference[0].to(input_ids.device)(**arguments)
-        else:
-            training = self.lvlm.training
-            self.lvlm.eval()
-            outputs = self.lvlm(**arguments, logits_to_keep=1)
-            self.lvlm.train(training)
+        decoder: nn.Module = self._reference[0] if self._reference else self._decoder
+        training = decoder.training
+        decoder.to(input_ids.device).eval()
+        with without(self._adapters):
+            outputs = decoder(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                output_hidden_states=self.layers,
+                use_cache=False,
+            )
+        decoder.train(training)
         states_LBD, _ = pool_layers(outputs.hidden_states, self.layers, span_BT)
         return states_LBD
+
+    @property
+    def _decoder(self) -> nn.Module:
+        return cast("nn.Module", self.lvlm.model.language_model)
+
+    def _nothing_of_the_projector(self) -> Tensor | float:
+        weights = self.lvlm.model.multi_modal_projector.parameters()
+        return sum((weight.sum() * 0.0 for weight in weights if weight.requires_grad), 0.0)
 
     def _center(self) -> Tensor | None:
         return self.center_LD if self.objective.similarity == "centered_cosine" else None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import Problem, Record, read_records, require_all_good
 from tgalign.errors import UserError
 from tgalign.files import is_free, read_json, write_text
+from tgalign.lora import adapters_of, add_adapters, merge_adapters
+from tgalign.parallel import connect, sharded_layers, trained_weights
 from tgalign.pooling import parse_layers
 from tgalign.synthetic import Corpus
 from tgalign.task import AlignmentTask
@@ -33,6 +36,9 @@ from tgalign.vision_cache import VisionCache, cached_vision
 def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
     """Train through all stages; a killed run goes on where it was when called again.
 
+    Several processes (``torchrun``, ``accelerate launch``) that call it share every step. They need
+    ``out`` on one file system.
+
     Args:
         config: The run. Its ``out`` receives ``checkpoint/`` (stock LLaVA) and, per stage,
             ``metrics.jsonl``.
@@ -43,23 +49,36 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
 
     Raises:
         UserError: Anything wrong with the checkpoint or a row of the data, before training;
-            ``out`` holds something else; or there are several processes.
+            ``out`` holds something else; or the processes do not fit the config.
     """
     checkpoint = config.out / "checkpoint"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("training on several processes is not supported yet: start one")
+    processes = connect(config)
     _claim(config)
-    if not checkpoint.is_dir():
-        _train_stages(config, checkpoint, progress_bar)
-    for stage in config.stages:
-        for state in (config.out / stage.name).glob("checkpoint-*"):
-            shutil.rmtree(state)
-        shutil.rmtree(config.out / stage.name / "incomplete", ignore_errors=True)
-        (config.out / stage.name / "end.safetensors").unlink(missing_ok=True)
+    trained = checkpoint.is_dir()
+    processes.wait_for_everyone()  # all have looked before any writes
+    while not trained:
+        trained = _train_stages(config, checkpoint, processes, progress_bar)
+        if not trained:
+            gc.collect()  # the sharded model, which refers to itself
+    if processes.is_main_process:
+        for stage in config.stages:
+            for state in (config.out / stage.name).glob("checkpoint-*"):
+                shutil.rmtree(state)
+            shutil.rmtree(config.out / stage.name / "incomplete", ignore_errors=True)
+            (config.out / stage.name / "end.safetensors").unlink(missing_ok=True)
+    processes.wait_for_everyone()
     return checkpoint
 
 
-def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> None:
+def _train_stages(
+    config: TrainConfig, checkpoint: Path, processes: PartialState, progress_bar: bool
+) -> bool:
+    """Train from where the run is.
+
+    Returns:
+        Whether the checkpoint is written. If not, another stage is to be trained, from the weights
+        of those before, as FSDP2 has left this model in shards.
+    """
     root = config.image_root or config.records.parent
     records, problems = read_records(config.records, root)
     require_all_good(problems)
@@ -76,12 +95,15 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
     verdicts = Verdicts([], [])
     if config.text_gate:
         texts = corpus.texts if corpus else []
-        verdicts = verdicts_of(config.out, records, texts, model, processor, progress_bar)
+        show = progress_bar and processes.is_main_process
+        verdicts = verdicts_of(config.out, records, texts, model, processor, show)
         records, refused = gated(records, verdicts)
     rows = [_stage_rows(model, processor, config, stage, records) for stage in config.stages]
-    _write_config(config)
-    if config.text_gate:
-        verdicts.write(config.out)
+    processes.wait_for_everyone()  # all have read the verdicts that were there
+    if processes.is_main_process:
+        _write_config(config)
+        if config.text_gate:
+            verdicts.write(config.out)
     load_pixels = pixel_loader(processor)
     images = [record.image for record in records if record.image is not None]
     images += [row.image for rows in probes.values() for row in rows if row.image is not None]
@@ -100,23 +122,33 @@ def _train_stages(config: TrainConfig, checkpoint: Path, progress_bar: bool) -> 
         states = TextCache([row for each in rows for row in each])
         batches = {name: collator(probe) for name, probe in probes.items()}
         for stage, stage_rows in zip(config.stages, rows, strict=True):
-            _train_stage(model, config, stage, stage_rows, collator, states, batches, progress_bar)
+            whole = _train_stage(
+                model, config, stage, stage_rows, collator, states, batches, progress_bar
+            )
+            processes.wait_for_everyone()
+            if not whole:
+                return False
             if "llm" in stage.train:
                 states.clear()  # another LLM gives other states
-    save_checkpoint(model, processor, checkpoint)
+    if processes.is_main_process:
+        save_checkpoint(model, processor, checkpoint)
+    processes.wait_for_everyone()
+    return True
 
 
 def _check_model(model: Any, config: TrainConfig) -> None:
-    """Set the attention, and check what can be checked of the config without any row.
+    """Set how the model computes, and check what can be checked of the config without any row.
 
     Raises:
-        UserError: Attention that is not to be had, several vision layers to keep, or layers of an
-            objective out of range.
+        UserError: Attention that is not to be had, several vision layers to keep, layers of an
+            objective out of range, or an LLM that cannot be sharded.
     """
     try:
         model.set_attn_implementation(config.attention)
     except (ImportError, ValueError) as fault:
         raise UserError(f"attention {config.attention!r} is not to be had here: {fault}") from None
+    if config.activation_checkpointing:
+        model.model.language_model.activation_checkpointing_enable()
     if config.cache_vision and not isinstance(model.config.vision_feature_layer, int):
         raise UserError(
             f"cache_vision needs one vision feature layer, and {config.model} reads "
@@ -124,6 +156,8 @@ def _check_model(model: Any, config: TrainConfig) -> None:
         )
     for stage in config.stages:
         parse_layers(stage.objective.layers, model.config.text_config.num_hidden_layers)
+    if config.parallel == "fsdp2":
+        sharded_layers(model)
 
 
 def _stage_rows(
@@ -211,8 +245,13 @@ def freeze(model: Any, stage: StageConfig) -> None:
     if "projector" in stage.train:
         model.model.multi_modal_projector.requires_grad_(True)
     if "llm" in stage.train:
-        model.model.language_model.requires_grad_(True)
-        model.lm_head.requires_grad_(True)
+        adapters = adapters_of(model.model.language_model)
+        for adapter in adapters:
+            adapter.lora_A.requires_grad_(True)
+            adapter.lora_B.requires_grad_(True)
+        if not adapters:
+            model.model.language_model.requires_grad_(True)
+            model.lm_head.requires_grad_(True)
 
 
 def _train_stage(
@@ -224,19 +263,29 @@ def _train_stage(
     states: TextCache,
     probes: dict[str, dict[str, Tensor]],
     progress_bar: bool,
-) -> None:
+) -> bool:
+    """Train a stage, or load what it ended with.
+
+    Returns:
+        Whether the model is whole and has the weights of the stage's end: not if FSDP2 trained it.
+    """
     folder = config.out / stage.name
     end = folder / "end.safetensors"
+    torch.manual_seed(config.seed)
+    if config.lora is not None and "llm" in stage.train:
+        add_adapters(model, config.lora)
     freeze(model, stage)
     if end.is_file():
         model.load_state_dict(load_file(end), strict=False)
-        return
-    torch.manual_seed(config.seed)
-    task = AlignmentTask(model, stage.objective)
+        merge_adapters(model)
+        return True
+    states_are_kept = bool(config.cache_text) and not probes
+    task = AlignmentTask(model, stage.objective, states_are_kept=states_are_kept)
     estimate_center(task, rows, collator)
     if config.cache_text and stage.objective.weight > 0 and not task.reference_moves:
         states.fill(task, collator)
         collator = Collator(collator.pad_token_id, collator.load_pixels, states)
+    sharded = config.parallel == "fsdp2" and PartialState().num_processes > 1
     trainer = TGATrainer(
         task,
         stage,
@@ -248,13 +297,20 @@ def _train_stage(
         logging_steps=config.logging_steps,
         probes=probes,
         bf16=config.precision == "bf16",
+        fsdp2=sharded,
+        workers=config.workers,
         progress_bar=progress_bar,
     )
     trainer.train_or_resume()
-    beside = end.with_suffix(".incomplete")
-    trained = {n: w.detach().contiguous() for n, w in model.named_parameters() if w.requires_grad}
-    save_file(trained, beside)
-    beside.replace(end)
+    main = trainer.accelerator.is_main_process
+    weights = trained_weights(model, keep=main)
+    if main:
+        beside = end.with_suffix(".incomplete")
+        save_file(weights, beside)
+        beside.replace(end)
+    if not sharded:
+        merge_adapters(model)
+    return not sharded
 
 
 def estimate_center(

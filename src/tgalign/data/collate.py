@@ -64,6 +64,14 @@ class Collator:
                 batch["text_states"] = self.load_states(texts)
         return batch
 
+    def no_texts(self) -> dict[str, Tensor]:
+        """What a batch without any caption needs, to make the passes of one that has some.
+
+        Returns:
+            One token of which nothing is averaged; nothing where states are known.
+        """
+        return {} if self.load_states else self.texts([Span([self.pad_token_id], 0, 0)])
+
     def texts(self, texts: list[Span]) -> dict[str, Tensor]:
         """Batch texts alone: ids, attention mask and the span that is averaged."""
         ids_BT = self._pad([text.input_ids for text in texts], self.pad_token_id)
