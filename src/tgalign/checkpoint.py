@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
@@ -16,13 +16,18 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
 
-def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
-    """Load a stock LLaVA checkpoint (in float32) and its processor, offline, safetensors only.
+def load_llava(
+    path: Path, *, dtype: Literal["float32", "auto"] = "float32"
+) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
+    """Load a stock LLaVA checkpoint and its processor, offline, safetensors only.
+
+    Args:
+        path: Its folder.
+        dtype: Of the weights; ``auto``: as they are stored.
 
     Raises:
         UserError: There is no checkpoint, or it is not a LLaVA.
     """
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
@@ -42,7 +47,7 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
             path,
             local_files_only=True,
             use_safetensors=True,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
         )
         processor = AutoProcessor.from_pretrained(path, local_files_only=True)

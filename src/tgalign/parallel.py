@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tgalign.errors import UserError
+from tgalign.execution import layer_classes
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -64,29 +65,13 @@ def share_of_accumulation(accumulation: int, stage: str, num_processes: int) -> 
     return accumulation // num_processes
 
 
-def sharded_layers(model: Any) -> list[str]:
-    """Class names of the LLM's layers, which FSDP2 shards one by one.
-
-    LLaVA's own list is of no use: it names ``CLIPTextEmbeddings``, which a vision tower lacks.
-    What is left (embeddings, head, projector, vision tower) is one more unit, as a process whose
-    batch has no picture runs no vision layer, and all processes must gather the same units.
-
-    Raises:
-        UserError: The LLM does not say what its layers are.
-    """
-    decoder: nn.Module = model.model.language_model
-    there = {type(module).__name__ for module in decoder.modules()}
-    names = sorted(there & set(getattr(decoder, "_no_split_modules", None) or []))
-    if not names:
-        raise UserError(
-            f"{type(decoder).__name__} does not name its layers (_no_split_modules), so fsdp2 "
-            "cannot shard it: use parallel ddp"
-        )
-    return names
-
-
 def fsdp_arguments(model: Any, bf16: bool) -> dict[str, Any]:
-    """The settings of accelerate's FSDP plugin for a LLaVA."""
+    """The settings of accelerate's FSDP plugin for a LLaVA.
+
+    The LLM's layers are sharded one by one. What is left (embeddings, head, projector, vision
+    tower) is one more unit: a process whose batch has no picture runs no vision layer, and all
+    processes must gather the same units.
+    """
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     # Not accelerate's own policy, which returns losses and reduces gradients in bfloat16.
@@ -94,7 +79,7 @@ def fsdp_arguments(model: Any, bf16: bool) -> dict[str, Any]:
     return {
         "fsdp_version": 2,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "transformer_cls_names_to_wrap": sharded_layers(model),
+        "transformer_cls_names_to_wrap": layer_classes(model.model.language_model),
         "state_dict_type": "SHARDED_STATE_DICT",
         "cpu_ram_efficient_loading": False,
         "mixed_precision_policy": policy if bf16 else None,

@@ -18,7 +18,7 @@ from tgalign.config import ObjectiveConfig
 from tgalign.diagnose.alignment import alignment_by_layer
 from tgalign.lora import adapters_of, without
 from tgalign.objective import guide_loss
-from tgalign.pooling import parse_layers, pool_layers
+from tgalign.pooling import numbered_means, parse_layers, pool_layers
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
@@ -77,6 +77,8 @@ class AlignmentTask(nn.Module):
         text_input_ids: Tensor | None = None,
         text_attention_mask: Tensor | None = None,
         text_span: Tensor | None = None,
+        text_position_ids: Tensor | None = None,
+        text_number: Tensor | None = None,
         text_states: Tensor | None = None,
         num_items: Tensor | None = None,
         num_guide_rows: Tensor | None = None,
@@ -96,7 +98,9 @@ class AlignmentTask(nn.Module):
                 of those in ``retrieved_mask``.
             text_attention_mask: 1 on tokens, 0 on padding.
             text_span: True on the tokens that are averaged.
-            text_states: In place of these three, what ``text_states`` gives of them, (N, L, D).
+            text_position_ids: Of texts that share rows, in place of ``text_attention_mask``.
+            text_number: Of those, in place of ``text_span``: the text a token is averaged for.
+            text_states: In place of all these, what ``text_states`` gives of them, (N, L, D).
             num_items: Learnt tokens of the whole optimizer step; by default of this batch.
             num_guide_rows: Rows with a caption of the whole step; by default of this batch.
             progress: Share of the stage's steps already done.
@@ -135,16 +139,23 @@ class AlignmentTask(nn.Module):
             return losses
         image_BT = input_ids == self.lvlm.config.image_token_id
         image_LBD, _ = pool_layers(outputs.hidden_states, self.layers, image_BT)
+        num_captions = int(caption_mask.sum())
         if text_states is not None:
             text_LBD = text_states.transpose(0, 1)
         else:
-            assert text_input_ids is not None and text_attention_mask is not None
-            assert text_span is not None
+            assert text_input_ids is not None
             assert not self._states_are_kept, "texts without their states, and no reference left"
-            text_LBD = self.text_states(text_input_ids, text_attention_mask, text_span)
+            if text_position_ids is not None:
+                assert text_number is not None
+                count = num_captions + int(retrieved_mask.sum())
+                text_LBD = self.packed_text_states(
+                    text_input_ids, text_position_ids, text_number, count
+                )
+            else:
+                assert text_attention_mask is not None and text_span is not None
+                text_LBD = self.text_states(text_input_ids, text_attention_mask, text_span)
         caption_LBD = torch.zeros_like(image_LBD, dtype=text_LBD.dtype)
         retrieved_LBD = torch.zeros_like(caption_LBD)
-        num_captions = int(caption_mask.sum())
         caption_LBD[:, caption_mask] = text_LBD[:, :num_captions]
         retrieved_LBD[:, retrieved_mask] = text_LBD[:, num_captions:]
         parts = guide_loss(
@@ -187,19 +198,45 @@ class AlignmentTask(nn.Module):
         Returns:
             (L, B, D), without gradient.
         """
+        hidden_states = self._of_reference(input_ids, attention_mask=attention_mask)
+        states_LBD, _ = pool_layers(hidden_states, self.layers, span_BT)
+        return states_LBD
+
+    @torch.no_grad()
+    def packed_text_states(
+        self, input_ids: Tensor, position_ids: Tensor, number_BT: Tensor, count: int
+    ) -> Tensor:
+        """The same of texts several of which share a row.
+
+        Args:
+            input_ids: Token ids, (B, T).
+            position_ids: Positions, which begin anew with every text, (B, T).
+            number_BT: The number of the text that a token is averaged for, negative for none.
+            count: How many texts there are, N.
+
+        Returns:
+            (L, N, D), without gradient.
+        """
+        if self.lvlm.config._attn_implementation.startswith("flash"):  # knows only one row of them
+            input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
+        hidden_states = self._of_reference(input_ids, position_ids=position_ids)
+        return torch.stack(
+            [numbered_means(hidden_states[layer], number_BT, count) for layer in self.layers]
+        )
+
+    def _of_reference(self, input_ids: Tensor, **arguments: Tensor) -> Any:
         decoder: nn.Module = self._reference[0] if self._reference else self._decoder
         training = decoder.training
         decoder.to(input_ids.device).eval()
         with without(self._adapters):
             outputs = decoder(
                 input_ids=input_ids,
-                attention_mask=attention_mask,
                 output_hidden_states=self.layers,
                 use_cache=False,
+                **arguments,
             )
         decoder.train(training)
-        states_LBD, _ = pool_layers(outputs.hidden_states, self.layers, span_BT)
-        return states_LBD
+        return outputs.hidden_states
 
     @property
     def _decoder(self) -> nn.Module:

@@ -21,9 +21,10 @@ from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import Problem, Record, read_records, require_all_good
 from tgalign.errors import UserError
+from tgalign.execution import compile_layers, half_products, packs, set_up
 from tgalign.files import is_free, read_json, write_text
 from tgalign.lora import adapters_of, add_adapters, merge_adapters
-from tgalign.parallel import connect, sharded_layers, trained_weights
+from tgalign.parallel import connect, trained_weights
 from tgalign.pooling import parse_layers
 from tgalign.synthetic import Corpus
 from tgalign.task import AlignmentTask
@@ -82,8 +83,10 @@ def _train_stages(
     root = config.image_root or config.records.parent
     records, problems = read_records(config.records, root)
     require_all_good(problems)
-    model, processor = load_llava(config.model)
+    stored = config.frozen_weights == "bf16"  # half the memory, if they are stored so
+    model, processor = load_llava(config.model, dtype="auto" if stored else "float32")
     # Everything that a later stage would refuse is said before the first, which may take days.
+    set_up(model, config)
     _check_model(model, config)
     encoder = _encoder(model, processor, config)
     probes = _probe_rows(model, processor, config)
@@ -96,7 +99,8 @@ def _train_stages(
     if config.text_gate:
         texts = corpus.texts if corpus else []
         show = progress_bar and processes.is_main_process
-        verdicts = verdicts_of(config.out, records, texts, model, processor, show)
+        with half_products(config):
+            verdicts = verdicts_of(config.out, records, texts, model, processor, show)
         records, refused = gated(records, verdicts)
     rows = [_stage_rows(model, processor, config, stage, records) for stage in config.stages]
     processes.wait_for_everyone()  # all have read the verdicts that were there
@@ -118,9 +122,18 @@ def _train_stages(
             assert isinstance(load, VisionCache), "the config wants cache_vision"
             companions += corpus.pictures(verdicts.texts, records, load, config.seed)
         rows = [with_companions(each, companions, config.companions) for each in rows]
-        collator = Collator(processor.tokenizer.pad_token_id, load)
-        states = TextCache([row for each in rows for row in each])
+        with half_products(config):
+            pack = packs(model.model.language_model)
+        collator = Collator(processor.tokenizer.pad_token_id, load, pack=pack)
+        states = TextCache(
+            [row for each in rows for row in each],
+            config.cache_text if isinstance(config.cache_text, Path) else None,
+            bf16=config.precision == "bf16",
+            progress_bar=progress_bar,
+        )
         batches = {name: collator(probe) for name, probe in probes.items()}
+        if config.compile:
+            compile_layers(model)
         for stage, stage_rows in zip(config.stages, rows, strict=True):
             whole = _train_stage(
                 model, config, stage, stage_rows, collator, states, batches, progress_bar
@@ -137,18 +150,11 @@ def _train_stages(
 
 
 def _check_model(model: Any, config: TrainConfig) -> None:
-    """Set how the model computes, and check what can be checked of the config without any row.
+    """Check what can be checked of the config without any row.
 
     Raises:
-        UserError: Attention that is not to be had, several vision layers to keep, layers of an
-            objective out of range, or an LLM that cannot be sharded.
+        UserError: Several vision layers to keep, or layers of an objective out of range.
     """
-    try:
-        model.set_attn_implementation(config.attention)
-    except (ImportError, ValueError) as fault:
-        raise UserError(f"attention {config.attention!r} is not to be had here: {fault}") from None
-    if config.activation_checkpointing:
-        model.model.language_model.activation_checkpointing_enable()
     if config.cache_vision and not isinstance(model.config.vision_feature_layer, int):
         raise UserError(
             f"cache_vision needs one vision feature layer, and {config.model} reads "
@@ -156,8 +162,6 @@ def _check_model(model: Any, config: TrainConfig) -> None:
         )
     for stage in config.stages:
         parse_layers(stage.objective.layers, model.config.text_config.num_hidden_layers)
-    if config.parallel == "fsdp2":
-        sharded_layers(model)
 
 
 def _stage_rows(
@@ -281,10 +285,11 @@ def _train_stage(
         return True
     states_are_kept = bool(config.cache_text) and not probes
     task = AlignmentTask(model, stage.objective, states_are_kept=states_are_kept)
-    estimate_center(task, rows, collator)
-    if config.cache_text and stage.objective.weight > 0 and not task.reference_moves:
-        states.fill(task, collator)
-        collator = Collator(collator.pad_token_id, collator.load_pixels, states)
+    with half_products(config):
+        estimate_center(task, rows, collator)
+        if config.cache_text and stage.objective.weight > 0 and not task.reference_moves:
+            states.fill(task, collator)
+            collator = Collator(collator.pad_token_id, collator.load_pixels, states)
     sharded = config.parallel == "fsdp2" and PartialState().num_processes > 1
     trainer = TGATrainer(
         task,

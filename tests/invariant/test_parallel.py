@@ -3,6 +3,7 @@
 Float32, two gloo processes on CPU, a tiny model, a few steps of ``tgalign.train.train``.
 """
 
+import functools
 import json
 import signal
 import subprocess
@@ -39,6 +40,9 @@ def settings(checkpoint, rows):
     ]
 
     def make(out, **options):
+        if options.get("cache_text"):
+            options["cache_text"] = f"{out}-kept"
+        changed = {"objective": objective | {"reference": "frozen"}} if "lora" in options else {}
         return {
             "model": str(checkpoint),
             "records": str(rows.path),
@@ -48,7 +52,7 @@ def settings(checkpoint, rows):
             "attention": "eager",
             "save_steps": 3,
             "logging_steps": 1,
-            "stages": stages,
+            "stages": [stages[0], stages[1] | changed],
         } | options
 
     return make
@@ -75,6 +79,8 @@ WAYS = {
     "ddp, checkpointed": {"activation_checkpointing": True},
     "fsdp2": {"parallel": "fsdp2"},
     "fsdp2, checkpointed": {"parallel": "fsdp2", "activation_checkpointing": True},
+    "fsdp2, lora": {"parallel": "fsdp2", "lora": {"r": 4, "alpha": 8}},
+    "fsdp2, texts on disk": {"parallel": "fsdp2", "cache_text": True},
 }
 KILLED = {name: name + ", process 1 killed" for name in ("ddp", "fsdp2")}
 
@@ -106,11 +112,17 @@ def runs(settings, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(settings, tmp_path_factory):
-    """One process, one batch of eight a step."""
-    data = settings(tmp_path_factory.mktemp("alone") / "run")
-    data["stages"] = [stage | {"batch_size": 8, "accumulation": 1} for stage in data["stages"]]
-    train(parse_config(data, "test"), progress_bar=False)
-    return result(data)
+    """One process, one batch of eight a step; with adapters or without."""
+
+    @functools.cache
+    def train_alone(lora):
+        data = settings(tmp_path_factory.mktemp("alone") / "run")
+        data["stages"] = [stage | {"batch_size": 8, "accumulation": 1} for stage in data["stages"]]
+        data["lora"] = WAYS["fsdp2, lora"]["lora"] if lora else None
+        train(parse_config(data, "test"), progress_bar=False)
+        return result(data)
+
+    return train_alone
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -118,9 +130,10 @@ def test_two_processes_train_as_one(name, runs, alone):
     run = runs[name]
     assert run["codes"] == [0, 0], run["stderr"][-5000:]
     weights, lines = result(run["config"])
-    assert farthest(weights, alone[0]) < 1e-5
+    expected = alone("lora" in run["config"])
+    assert farthest(weights, expected[0]) < 1e-5
     assert len(lines) == 2 * STEPS
-    for ours, theirs in zip(lines, alone[1], strict=True):
+    for ours, theirs in zip(lines, expected[1], strict=True):
         for key in SUMMED:
             assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-5), key
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
