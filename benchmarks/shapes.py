@@ -77,17 +77,16 @@ SHAPES = {
     "tiny": Shape(
         _text(32, 64, 2, 2, 1, 128), _vision(16, 2, 2, 56), 4, (2, 5), (4, 9), (3, 6), (2, 5)
     ),
-    # A quarter of the tokens of "7b", for CPUs: wide enough that matrix products, and not Python,
-    # take the time.
+    # The tokens of "7b" in a model that a CPU can train, wide enough that matrix products, and not
+    # Python, take the time.
     "small": Shape(
-        _text(384, 1024, 6, 6, 2, 4096),
-        _vision(192, 4, 4, 168),
-        4,
-        (4, 12),
-        (12, 50),
-        (5, 15),
-        (3, 9),
+        _text(256, 704, 4, 4, 2, 4096),
+        _vision(64, 2, 2, 336),
         2,
+        (16, 48),
+        (48, 200),
+        (20, 60),
+        (12, 36),
     ),
     # Mistral-7B-Instruct-v0.2 and CLIP ViT-L/14-336.
     "7b": Shape(

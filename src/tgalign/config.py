@@ -215,7 +215,7 @@ class TrainConfig(_Strict):
         if self.parallel == "fsdp2":
             if self.probes:
                 raise ValueError("probes need whole weights in every process: parallel must be ddp")
-            if False and self.compile:
+            if self.compile:
                 raise ValueError("compile is not supported with fsdp2: set one of the two back")
         return self
 
