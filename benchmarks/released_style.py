@@ -20,8 +20,8 @@ from torch.nn.functional import cosine_similarity
 
 def released_step(
     model: Any, batch: dict[str, Tensor], layers: list[int], template: int, progress: float = 0.0
-) -> Tensor:
-    """The loss of one batch whose rows have picture, caption and, in the prompt, retrieved text.
+) -> dict[str, Tensor]:
+    """The losses of one batch whose rows have picture, caption and, in the prompt, retrieved text.
 
     Args:
         model: A LLaVA with eager attention, which alone returns attention maps.
@@ -29,6 +29,9 @@ def released_step(
         layers: The hidden states that are aligned.
         template: Tokens before the retrieved text.
         progress: Share of the training already done.
+
+    Returns:
+        ``loss``, and its parts ``ce``, ``pair`` and ``hinge``.
     """
     outputs = model(
         input_ids=batch["input_ids"],
@@ -66,6 +69,9 @@ def released_step(
             pair.append(torch.exp(-image_caption))
             hinge.append(torch.exp(retrieved_caption - image_caption))
     left = 1 - progress
-    guide = 0.25 * left * torch.stack(pair).mean() + 0.1 * left**2 * torch.stack(hinge).mean()
-    loss: Tensor = outputs.loss + guide
-    return loss
+    parts = {
+        "ce": outputs.loss,
+        "pair": 0.25 * left * torch.stack(pair).mean(),
+        "hinge": 0.1 * left**2 * torch.stack(hinge).mean(),
+    }
+    return parts | {"loss": parts["ce"] + parts["pair"] + parts["hinge"]}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -146,13 +147,13 @@ def against_plain(bench: Bench, turns: int, say: Callable[[str], None]) -> dict[
     results = {"time_ratio": found.median, "memory_ratio": memory, "floor_ratio": floor}
     peak = next((v for k, v in PEAK_FLOPS.items() if k in device_name(bench.device)), None)
     for name, each in seconds.items():
-        middle = sorted(each)[len(each) // 2]
+        middle = statistics.median(each)
         a_second = (conversations + (texts if name == "tga" else 0)) / len(batches) / middle
-        mfu = f", MFU {flops[name] / middle / peak:.3f}" if peak else ""
-        say(f"{name}: {1e3 * middle:.4g} ms a step, {a_second:.4g} tokens/s{mfu}")
-        results |= {f"{name}_tokens_per_second": a_second}
-        if peak:
-            results |= {f"{name}_mfu": flops[name] / middle / peak}
+        speeds = {f"{name}_tokens_per_second": a_second}
+        if peak is not None:
+            speeds[f"{name}_mfu"] = flops[name] / middle / peak
+        say(f"{name}: {1e3 * middle:.4g} ms a step, " + json.dumps(speeds))
+        results |= speeds if bench.shape is SHAPES["7b"] else {}
     return results
 
 
@@ -166,7 +167,7 @@ def against_released(bench: Bench, turns: int) -> Ratio:
     def released(turn: int) -> None:
         bench.model.set_attn_implementation("eager")
         bench.step(
-            lambda batch: released_step(bench.model, batch, layers, bench.shape.template),
+            lambda batch: released_step(bench.model, batch, layers, bench.shape.template)["loss"],
             batches[turn % len(batches)],
             bench.unpacked,
         )
@@ -218,15 +219,11 @@ def run(shape_name: str, turns: int, say: Callable[[str], None]) -> dict[str, fl
         f"{shape.text['hidden_size']}, {shape.image_tokens} image tokens, {shape.batch_size} rows"
     )
     if shape_name == "7b":
-        results = {}
-        for name, parts, lora in (
-            ("projector", ["projector"], False),
-            ("lora", ["projector", "llm"], True),
-        ):
+        results: dict[str, float] = {}
+        for name, parts in (("projector", ["projector"]), ("lora", ["projector", "llm"])):
             say(f"trained: {name}")
-            bench = Bench(shape, parts, lora, device)
-            results |= {f"{name}_{k}": v for k, v in against_plain(bench, turns, say).items()}
-            del bench
+            found = against_plain(Bench(shape, parts, name == "lora", device), turns, say)
+            results |= {f"{name}_{key}": value for key, value in found.items()}
         return results
     say("stage 2: projector and LLM are trained")
     bench = Bench(shape, ["projector", "llm"], False, device)

@@ -95,7 +95,10 @@ def demo(
     )
 
 
-@app.command(epilog="Example:\n\n`tgalign train recipes/lab.yaml`")
+@app.command(
+    epilog="Examples:\n\n`tgalign train recipes/lab.yaml`\n\n"
+    "`torchrun --nproc-per-node 8 -m tgalign train recipe.yaml`"
+)
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML recipe (see recipes/).")],
     progress: Annotated[bool, typer.Option(help="Draw progress bars.")] = True,
@@ -103,13 +106,19 @@ def train(
     """Train a LLaVA checkpoint through the stages of a recipe.
 
     Writes a stock LLaVA checkpoint to OUT/checkpoint and the named losses to
-    OUT/STAGE/metrics.jsonl. A killed run goes on where it was.
+    OUT/STAGE/metrics.jsonl. A killed run goes on where it was. Processes that torchrun or
+    accelerate launch started share every step.
     """
+    from accelerate import PartialState
+
     from tgalign.config import load_config
     from tgalign.train import train as run
 
     _quiet()
-    typer.echo(run(load_config(config), progress_bar=progress))
+    path = run(load_config(config), progress_bar=progress)
+    if PartialState().is_main_process:
+        typer.echo(path)
+    PartialState().destroy_process_group()
 
 
 @app.command(

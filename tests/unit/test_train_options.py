@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from tgalign.config import parse_config
+from tgalign.errors import UserError
 from tgalign.train import train
 
 
@@ -80,3 +81,49 @@ def test_compiled_layers_train_as_plain_ones(checkpointing, run, traced):
     compiled = run("compiled", compile=True, **options)
     assert len(traced) == 4
     assert farthest(compiled, plain) < 1e-5
+
+
+TOGETHER = {
+    "half": ({"frozen_weights": "bf16"}, "frozen_weights bf16 needs precision bf16"),
+    "flash": ({"attention": "flash_attention_2"}, "flash attention needs precision bf16"),
+    "lora": ({"lora": {}, "parts": ("projector",)}, "lora trains the llm, and no stage names it"),
+    "probes": (
+        {"parallel": "fsdp2", "probes": {"some": "rows.jsonl"}},
+        "probes need whole weights in every process",
+    ),
+    "compile": ({"parallel": "fsdp2", "compile": True}, "compile is not supported with fsdp2"),
+    "flash here": (
+        {"attention": "flash_attention_2", "precision": "bf16"},
+        "attention 'flash_attention_2' is not to be had here",
+    ),
+    "flex here": ({"attention": "flex_attention"}, "flex_attention has no gradient on CPUs"),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_what_does_not_go_together_or_is_not_here_is_said(name, run, tmp_path):
+    options, message = TOGETHER[name]
+    if name.endswith("here") and torch.accelerator.is_available():
+        pytest.skip("it may be here")
+    with pytest.raises(UserError, match=message):
+        run(**options)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_without_a_compiler_that_is_said(run, monkeypatch):
+    if torch.accelerator.is_available():
+        pytest.skip("triton compiles there")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"compile needs a C\+\+ compiler on CPUs"):
+        run(compile=True)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_every_attention_trains_to_about_the_same(attention, run):
+    first = run("eager", attention="eager")
+    assert farthest(run("other", attention=attention), first) < 1e-5
+
+
+def test_batches_made_beside_are_the_same(run):
+    plain, beside = run("plain"), run("beside", workers=1)
+    assert all(torch.equal(plain[name], beside[name]) for name in plain)
