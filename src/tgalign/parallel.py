@@ -7,18 +7,19 @@ a recipe trains the same on any number of processes.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from tgalign.errors import UserError
 from tgalign.execution import layer_classes
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
-
     from tgalign.config import TrainConfig
 
 
@@ -32,8 +33,6 @@ def connect(config: TrainConfig) -> PartialState:
         UserError: The launcher asks for another engine than the recipe, or the processes cannot
             share a step evenly.
     """
-    from accelerate import PartialState
-
     for flag, engine in (("FSDP", "fsdp2"), ("DEEPSPEED", "deepspeed")):
         asked = os.environ.get(f"ACCELERATE_USE_{flag}", "false").lower() == "true"
         if asked and config.parallel != engine:
@@ -103,3 +102,17 @@ def trained_weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]
             if keep:
                 whole[name] = value.cpu().contiguous()
     return whole
+
+
+def over_processes(
+    sums: dict[str, Tensor], counts: dict[str, int]
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Add up what every process has counted; one that had no caption lacks some of it."""
+    all_sums: dict[str, Tensor] = {}
+    all_counts: dict[str, int] = defaultdict(int)
+    mine = ({name: total.cpu() for name, total in sums.items()}, dict(counts))
+    for their_sums, their_counts in gather_object([mine]):
+        for name, total in their_sums.items():
+            all_sums[name] = all_sums.get(name, 0.0) + total
+            all_counts[name] += their_counts[name]
+    return all_sums, all_counts

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
@@ -39,7 +38,12 @@ from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord
 from tgalign.data.order import row_order
 from tgalign.files import read_json, write_json
-from tgalign.parallel import fsdp_arguments, share_of_accumulation, trained_weights
+from tgalign.parallel import (
+    fsdp_arguments,
+    over_processes,
+    share_of_accumulation,
+    trained_weights,
+)
 from tgalign.sharded_state import load_sharded_optimizer, load_sharded_weights, save_sharded
 from tgalign.task import AlignmentTask
 
@@ -241,7 +245,7 @@ class TGATrainer(Trainer):
             return
         steps = self.state.global_step - self._logged_step
         line: dict[str, Any] = {"step": self.state.global_step, "stage": self.stage.name}
-        sums, counts = self._over_processes()
+        sums, counts = over_processes(self._sums, self._counts)
         for name, total in sums.items():
             if name in PER_LAYER:
                 line[name] = (total / counts[name]).tolist()
@@ -256,19 +260,6 @@ class TGATrainer(Trainer):
                 file.write(json.dumps(line) + "\n")
         self._sums.clear()
         self._counts.clear()
-
-    def _over_processes(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """The sums and counts of all processes; one without a caption lacks some."""
-        if self.args.world_size == 1:
-            return self._sums, self._counts
-        mine = ({name: total.cpu() for name, total in self._sums.items()}, dict(self._counts))
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = defaultdict(int)
-        for their_sums, their_counts in gather_object([mine]):
-            for name, total in their_sums.items():
-                sums[name] = sums.get(name, 0.0) + total
-                counts[name] += their_counts[name]
-        return sums, counts
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder / "incomplete")

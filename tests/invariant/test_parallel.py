@@ -1,6 +1,7 @@
 """What must not change a training: how many processes share it, and how.
 
 Float32, two gloo processes on CPU, a tiny model, a few steps of ``tgalign.train.train``.
+``pytest -rP`` of this file prints the rows of the table in docs/scale.md.
 """
 
 import functools
@@ -131,6 +132,7 @@ def test_two_processes_train_as_one(name, runs, alone):
     assert run["codes"] == [0, 0], run["stderr"][-5000:]
     weights, lines = result(run["config"])
     expected = alone("lora" in run["config"])
+    print(f"| two processes, {name} | {farthest(weights, expected[0]):.1e} |")
     assert farthest(weights, expected[0]) < 1e-5
     assert len(lines) == 2 * STEPS
     for ours, theirs in zip(lines, expected[1], strict=True):
@@ -167,6 +169,7 @@ def test_a_killed_process_ends_the_run_and_a_restart_goes_on_to_the_same_weights
     assert [stage["stage"] for stage in again["stages"]] == ["stage2"]
     weights, lines = result(again["config"])
     straight, expected = result(runs[name]["config"])
+    print(f"| two processes, {killed}, started again | {farthest(weights, straight):.1e} |")
     assert farthest(weights, straight) == 0
     for ours, theirs in zip(lines, expected, strict=True):
         timeless = ours.keys() - {"step_seconds"}

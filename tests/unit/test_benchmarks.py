@@ -1,12 +1,11 @@
 """The benchmark of a step: what it measures is what it says. No time is judged."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import step
 from benchmarks.measure import peak_bytes, ratio, take_turns
 from benchmarks.released_style import released_step
 from benchmarks.shapes import SHAPES, build_collator, build_model, build_rows
@@ -16,18 +15,12 @@ from tgalign.task import AlignmentTask
 
 CPU = torch.device("cpu")
 TINY = SHAPES["tiny"]
-ROOT = Path(__file__).parents[2]
 
 
-def test_the_last_line_has_the_ratios():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.step", "--shape", "tiny", "--turns", "2", "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_the_last_line_has_the_ratios(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["step", "--shape", "tiny", "--turns", "2", "--json"])
+    step.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(found) == {
         "time_ratio",
         "memory_ratio",
@@ -40,18 +33,23 @@ def test_the_last_line_has_the_ratios():
     assert found["memory_ratio"] > 1
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_is_measured_at_7b_runs_at_a_tiny_shape(lora, monkeypatch):
+    """Projector alone, and adapters: with tokens a second and, on a known GPU, MFU."""
+    monkeypatch.setitem(step.SHAPES, "7b", TINY)
+    monkeypatch.setitem(step.PEAK_FLOPS, "cpu", 1e12)
+    parts = ["projector", "llm"] if lora else ["projector"]
+    found = step.against_plain(step.Bench(TINY, parts, lora, CPU), 2, lambda text: None)
+    for arm in ("ce", "tga"):
+        assert found[f"{arm}_tokens_per_second"] > 0
+        assert 0 < found[f"{arm}_mfu"] < 1
+
+
 def test_shape_7b_says_that_it_needs_a_gpu():
     if torch.accelerator.is_available():
         pytest.skip("there is one")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.step", "--shape", "7b"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode != 0
-    assert "needs a GPU" in done.stderr
+    with pytest.raises(SystemExit, match="needs a GPU"):
+        step.run("7b", 1, print)
 
 
 def test_shape_7b_is_mistral_and_clip():
@@ -97,10 +95,10 @@ def test_a_ratio_is_the_median_over_turns():
 
 
 def test_the_peak_is_what_was_there_at_once():
-    def step():
+    def work():
         for _ in range(3):
             kept = torch.ones(250_000)
             kept + 1  # one more of the same size
             del kept
 
-    assert peak_bytes(step, CPU) == pytest.approx(2_000_000, rel=0.01)
+    assert peak_bytes(work, CPU) == pytest.approx(2_000_000, rel=0.01)

@@ -13,11 +13,11 @@ from tgalign.train import train
 def run(checkpoint, rows, tmp_path):
     """A function that trains a few steps and gives the weights."""
 
-    def train_it(name="run", *, parts=("projector", "llm"), objective=None, **options):
+    def train_it(name="run", *, parts=("projector", "llm"), objective=None, steps=3, **options):
         stage = {
             "name": "stage2",
             "train": list(parts),
-            "steps": 3,
+            "steps": steps,
             "batch_size": 8,
             "projector_lr": 1e-3,
             "llm_lr": 1e-3,
@@ -62,20 +62,20 @@ def test_what_is_not_trained_is_kept_in_half_precision(name, run, tmp_path):
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Compile without the C++ compiler, which takes a minute; the layers compiled."""
+    """Trace as for compilation, but call no compiler, which takes minutes; the layers traced."""
     layers, compiled = [], torch.nn.Module.compile
 
     def compile_(self, **options):
         layers.append(self)
-        compiled(self, backend="aot_eager", **options)
+        compiled(self, backend="eager", **options)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_)
     return layers
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_layers_train_as_plain_ones(checkpointing, run, traced):
-    options = {"attention": "sdpa", "activation_checkpointing": checkpointing}
+def test_layers_traced_for_compilation_train_as_plain_ones(run, traced):
+    objective = {"reference": "frozen"}
+    options = {"steps": 1, "attention": "sdpa", "objective": objective}
     plain = run("plain", **options)
     assert not traced
     compiled = run("compiled", compile=True, **options)
@@ -118,10 +118,8 @@ def test_without_a_compiler_that_is_said(run, monkeypatch):
         run(compile=True)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_every_attention_trains_to_about_the_same(attention, run):
-    first = run("eager", attention="eager")
-    assert farthest(run("other", attention=attention), first) < 1e-5
+def test_sdpa_trains_as_eager(run):
+    assert farthest(run("sdpa", attention="sdpa"), run("eager", attention="eager")) < 1e-5
 
 
 def test_batches_made_beside_are_the_same(run):
