@@ -1,4 +1,4 @@
-"""Train on two processes, as ``torchrun`` would start them; run by test_parallel.
+"""Train on two processes, as ``torchrun`` would start them; run by test_parallel_trajectory.
 
 Reads a list of ``{"config", "kill"}`` from stdin, where ``kill`` is null or a stage and a step in
 whose last batch process 1 kills itself. Prints a JSON line per run: the processes' exit codes and,
