@@ -46,6 +46,8 @@ class ConflictLog(TrainerCallback):
             line: dict[str, Any] = {"step": state.global_step, "probe": name}
             line["layers"] = self.task.layers
             line |= {key: values_L.tolist() for key, values_L in found.items()}
+            if not state.is_world_process_zero:
+                continue
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from transformers import LlavaConfig, LlavaForConditionalGeneration, ProcessorMixin
 
 
-def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
-    """Load a stock LLaVA checkpoint (in float32) and its processor, offline, safetensors only.
+def load_llava(
+    path: Path, *, dtype: Literal["float32", "auto"] = "float32"
+) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
+    """Load a stock LLaVA checkpoint and its processor, offline, safetensors only.
+
+    Args:
+        path: Its folder.
+        dtype: Of the weights; ``auto``: as they are stored.
 
     Raises:
         UserError: There is no checkpoint, or it is not a LLaVA.
@@ -25,7 +31,8 @@ def load_llava(path: Path) -> tuple[LlavaForConditionalGeneration, ProcessorMixi
     from transformers import LlavaForConditionalGeneration
 
     processor, _ = load_processor(path)
-    return _load_model(path, LlavaForConditionalGeneration, torch.float32), processor
+    kind = torch.float32 if dtype == "float32" else dtype
+    return _load_model(path, LlavaForConditionalGeneration, kind), processor
 
 
 def load_processor(path: Path) -> tuple[ProcessorMixin, LlavaConfig]:

@@ -107,7 +107,8 @@ def demo(
 
 @app.command(
     epilog="Examples:\n\n`tgalign train recipes/lab.yaml`\n\n"
-    "`tgalign train recipes/paper_stage2.yaml --dry-run --processes 8`"
+    "`tgalign train recipes/paper_stage2.yaml --dry-run --processes 8`\n\n"
+    "`torchrun --nproc-per-node 8 -m tgalign train recipes/paper_stage2.yaml`"
 )
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML recipe (see recipes/).")],
@@ -124,8 +125,11 @@ def train(
 
     Writes a stock LLaVA checkpoint to OUT/checkpoint and the named losses to
     OUT/STAGE/metrics.jsonl. A killed run goes on where it was. Bad rows are left out, counted and
-    named, up to the recipe's `max_bad_share`.
+    named, up to the recipe's `max_bad_share`. Processes that torchrun or accelerate launch started
+    share every step.
     """
+    from accelerate import PartialState
+
     from tgalign.config import load_config
 
     if dry_run:
@@ -137,7 +141,10 @@ def train(
     from tgalign.train import train as run
 
     _quiet()
-    typer.echo(run(load_config(config), progress_bar=progress))
+    path = run(load_config(config), progress_bar=progress)
+    if PartialState().is_main_process:
+        typer.echo(path)
+    PartialState().destroy_process_group()
 
 
 @app.command(

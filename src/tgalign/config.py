@@ -238,6 +238,8 @@ class TrainConfig(_Strict):
     def _these_go_together(self) -> TrainConfig:
         if self.frozen_weights == "bf16" and self.precision != "bf16":
             raise ValueError("frozen_weights bf16 needs precision bf16: float32 cannot use them")
+        if self.attention == "flash_attention_2" and self.precision != "bf16":
+            raise ValueError("flash attention needs precision bf16")
         if self.lora is not None and not any("llm" in stage.train for stage in self.stages):
             raise ValueError("lora trains the llm, and no stage names it in train")
         if self.parallel == "fsdp2":

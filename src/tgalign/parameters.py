@@ -15,7 +15,7 @@ def parameters(model: LlavaForConditionalGeneration) -> list[dict[str, Any]]:
         A row ``{"part", "parameters", "stage1", "stage2"}`` per part; a tied LM head counts 0.
     """
     from tgalign.config import StageConfig
-    from tgalign.train import freeze
+    from tgalign.stage import freeze
 
     parts: dict[str, Any] = {
         "vision tower": model.model.vision_tower,

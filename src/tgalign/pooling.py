@@ -47,6 +47,25 @@ def span_mean(hidden_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
     return sum_BD / count_B1.clamp_min(1), count_B1.squeeze(1) > 0
 
 
+def numbered_means(hidden_BTD: Tensor, number_BT: Tensor, count: int) -> Tensor:
+    """Average hidden states over the tokens of each of several spans, wherever they lie.
+
+    Args:
+        hidden_BTD: Floating-point hidden states, all of them finite.
+        number_BT: The number of the span that a token belongs to, negative for none.
+        count: How many spans there are, N.
+
+    Returns:
+        mean_ND, in float32 (float64 if the input is), zero where a span is empty.
+    """
+    dtype = torch.promote_types(hidden_BTD.dtype, torch.float32)
+    numbers_N1 = torch.arange(count, device=number_BT.device).unsqueeze(1)
+    member_NX = (number_BT.flatten() == numbers_N1).to(dtype)
+    weight_NX = member_NX / member_NX.sum(1, keepdim=True).clamp_min(1)
+    with torch.autocast(hidden_BTD.device.type, enabled=False):
+        return weight_NX @ hidden_BTD.flatten(0, 1).to(dtype)
+
+
 def pool_layers(
     hidden_states: Sequence[Tensor | None], layers: Sequence[int], mask_BT: Tensor
 ) -> tuple[Tensor, Tensor]:

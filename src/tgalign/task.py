@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from tgalign.config import ObjectiveConfig
 from tgalign.diagnose.alignment import alignment_by_layer
+from tgalign.lora import adapters_of, without
 from tgalign.objective import guide_loss
-from tgalign.pooling import parse_layers, pool_layers
+from tgalign.pooling import numbered_means, parse_layers, pool_layers
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
@@ -29,6 +30,8 @@ class AlignmentTask(nn.Module):
     Args:
         lvlm: The model under training.
         objective: What is added to the cross-entropy.
+        states_are_kept: Whether every batch to come brings its ``text_states``, computed before
+            training: then no copy of the LLM is kept for a frozen reference.
 
     Attributes:
         layers: Absolute indices of the hidden states that are aligned.
@@ -38,7 +41,13 @@ class AlignmentTask(nn.Module):
 
     center_LD: Tensor
 
-    def __init__(self, lvlm: LlavaForConditionalGeneration, objective: ObjectiveConfig) -> None:
+    def __init__(
+        self,
+        lvlm: LlavaForConditionalGeneration,
+        objective: ObjectiveConfig,
+        *,
+        states_are_kept: bool = False,
+    ) -> None:
         super().__init__()
         text: Any = lvlm.config.text_config
         self.lvlm = lvlm
@@ -46,15 +55,16 @@ class AlignmentTask(nn.Module):
         self.layers = parse_layers(objective.layers, text.num_hidden_layers)
         center_LD = torch.zeros(len(self.layers), text.hidden_size, device=lvlm.device)
         self.register_buffer("center_LD", center_LD)
-        decoder = cast("nn.Module", lvlm.model.language_model)
-        moves = any(weight.requires_grad for weight in decoder.parameters())
-        # A frozen reference is needed only if the LLM moves. Kept in a tuple, it is no submodule:
-        # it is neither trained nor saved.
+        moves = any(weight.requires_grad for weight in self._decoder.parameters())
         self.reference_moves = objective.reference == "live" and moves
         frozen = objective.reference == "frozen" and objective.weight > 0 and moves
+        self._adapters = adapters_of(self._decoder) if frozen else []
+        # A copy is needed only if the LLM moves and is not its frozen self without its adapters.
+        # Kept in a tuple, it is no submodule: it is neither trained nor saved.
         self._reference: tuple[nn.Module, ...] = ()
-        if frozen:
-            self._reference = (copy.deepcopy(decoder).requires_grad_(False).eval(),)
+        self._states_are_kept = frozen and states_are_kept
+        if frozen and not self._adapters and not states_are_kept:
+            self._reference = (copy.deepcopy(self._decoder).requires_grad_(False).eval(),)
 
     def forward(
         self,
@@ -67,6 +77,8 @@ class AlignmentTask(nn.Module):
         text_input_ids: Tensor | None = None,
         text_attention_mask: Tensor | None = None,
         text_span: Tensor | None = None,
+        text_position_ids: Tensor | None = None,
+        text_number: Tensor | None = None,
         text_states: Tensor | None = None,
         num_items: Tensor | None = None,
         num_guide_rows: Tensor | None = None,
@@ -86,7 +98,9 @@ class AlignmentTask(nn.Module):
                 of those in ``retrieved_mask``.
             text_attention_mask: 1 on tokens, 0 on padding.
             text_span: True on the tokens that are averaged.
-            text_states: In place of these three, what ``text_states`` gives of them, (N, L, D).
+            text_position_ids: Of texts that share rows, in place of ``text_attention_mask``.
+            text_number: Of those, in place of ``text_span``: the text a token is averaged for.
+            text_states: In place of all these, what ``text_states`` gives of them, (N, L, D).
             num_items: Learnt tokens of the whole optimizer step; by default of this batch.
             num_guide_rows: Rows with a caption of the whole step; by default of this batch.
             progress: Share of the stage's steps already done.
@@ -118,19 +132,30 @@ class AlignmentTask(nn.Module):
             use_cache=False,
         )
         losses: dict[str, Any] = {"loss": outputs.loss, "ce": outputs.loss}
+        if images is None:
+            # Its gradient is 0, not missing: processes that share a step must agree on that.
+            losses["loss"] = outputs.loss + self._nothing_of_the_projector()
         if not guided:
             return losses
         image_BT = input_ids == self.lvlm.config.image_token_id
         image_LBD, _ = pool_layers(outputs.hidden_states, self.layers, image_BT)
+        num_captions = int(caption_mask.sum())
         if text_states is not None:
             text_LBD = text_states.transpose(0, 1)
         else:
-            assert text_input_ids is not None and text_attention_mask is not None
-            assert text_span is not None
-            text_LBD = self.text_states(text_input_ids, text_attention_mask, text_span)
+            assert text_input_ids is not None
+            assert not self._states_are_kept, "texts without their states, and no reference left"
+            if text_position_ids is not None:
+                assert text_number is not None
+                count = num_captions + int(retrieved_mask.sum())
+                text_LBD = self.packed_text_states(
+                    text_input_ids, text_position_ids, text_number, count
+                )
+            else:
+                assert text_attention_mask is not None and text_span is not None
+                text_LBD = self.text_states(text_input_ids, text_attention_mask, text_span)
         caption_LBD = torch.zeros_like(image_LBD, dtype=text_LBD.dtype)
         retrieved_LBD = torch.zeros_like(caption_LBD)
-        num_captions = int(caption_mask.sum())
         caption_LBD[:, caption_mask] = text_LBD[:, :num_captions]
         retrieved_LBD[:, retrieved_mask] = text_LBD[:, num_captions:]
         parts = guide_loss(
@@ -149,13 +174,16 @@ class AlignmentTask(nn.Module):
         # guide_loss averages over this batch's rows; the step's average is over all its rows.
         share = 1.0 if num_guide_rows is None else num_captions / num_guide_rows.clamp_min(1)
         losses |= {name: value * share for name, value in parts.items()}
-        losses["loss"] = outputs.loss + weight * losses["guide"]
+        losses["loss"] = losses["loss"] + weight * losses["guide"]
         if return_states:
             losses["hidden_states"] = [outputs.hidden_states[layer] for layer in self.layers]
-        with torch.no_grad():
-            losses |= alignment_by_layer(
-                image_LBD[:, caption_mask], caption_LBD[:, caption_mask], center_LD=self._center()
-            )
+        if num_captions:
+            with torch.no_grad():
+                losses |= alignment_by_layer(
+                    image_LBD[:, caption_mask],
+                    caption_LBD[:, caption_mask],
+                    center_LD=self._center(),
+                )
         return losses
 
     @torch.no_grad()
@@ -170,21 +198,53 @@ class AlignmentTask(nn.Module):
         Returns:
             (L, B, D), without gradient.
         """
-        arguments = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "output_hidden_states": self.layers,
-            "use_cache": False,
-        }
-        if self._reference:
-            outputs = self._reference[0].to(input_ids.device)(**arguments)
-        else:
-            training = self.lvlm.training
-            self.lvlm.eval()
-            outputs = self.lvlm(**arguments, logits_to_keep=1)
-            self.lvlm.train(training)
-        states_LBD, _ = pool_layers(outputs.hidden_states, self.layers, span_BT)
+        hidden_states = self._of_reference(input_ids, attention_mask=attention_mask)
+        states_LBD, _ = pool_layers(hidden_states, self.layers, span_BT)
         return states_LBD
+
+    @torch.no_grad()
+    def packed_text_states(
+        self, input_ids: Tensor, position_ids: Tensor, number_BT: Tensor, count: int
+    ) -> Tensor:
+        """The same of texts several of which share a row.
+
+        Args:
+            input_ids: Token ids, (B, T).
+            position_ids: Positions, which begin anew with every text, (B, T).
+            number_BT: The number of the text that a token is averaged for, negative for none.
+            count: How many texts there are, N.
+
+        Returns:
+            (L, N, D), without gradient.
+        """
+        if self.lvlm.config._attn_implementation.startswith("flash"):  # knows only one row of them
+            input_ids, position_ids = input_ids.view(1, -1), position_ids.view(1, -1)
+        hidden_states = self._of_reference(input_ids, position_ids=position_ids)
+        return torch.stack(
+            [numbered_means(hidden_states[layer], number_BT, count) for layer in self.layers]
+        )
+
+    def _of_reference(self, input_ids: Tensor, **arguments: Tensor) -> Any:
+        decoder: nn.Module = self._reference[0] if self._reference else self._decoder
+        training = decoder.training
+        decoder.to(input_ids.device).eval()
+        with without(self._adapters):
+            outputs = decoder(
+                input_ids=input_ids,
+                output_hidden_states=self.layers,
+                use_cache=False,
+                **arguments,
+            )
+        decoder.train(training)
+        return outputs.hidden_states
+
+    @property
+    def _decoder(self) -> nn.Module:
+        return cast("nn.Module", self.lvlm.model.language_model)
+
+    def _nothing_of_the_projector(self) -> Tensor | float:
+        weights = self.lvlm.model.multi_modal_projector.parameters()
+        return sum((weight.sum() * 0.0 for weight in weights if weight.requires_grad), 0.0)
 
     def _center(self) -> Tensor | None:
         return self.center_LD if self.objective.similarity == "centered_cosine" else None

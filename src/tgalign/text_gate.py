@@ -17,6 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
 from tgalign.data.encode import EncodedRecord
 from tgalign.data.records import Record
 from tgalign.data.spool import Lazy
@@ -105,7 +108,10 @@ def verdicts_of(
     questions = [question for _, _, question in asked]
     questions += Counter(questions).most_common(1)[0][:1] * len(corpus)
     title = "text gate" if progress_bar else None
-    said = refuses(model, processor, captions, questions, title=title)
+    share = list(zip(captions, questions, strict=True))
+    with PartialState().split_between_processes(share) as mine:
+        found = refuses(model, processor, [c for c, _ in mine], [q for _, q in mine], title=title)
+    said = gather_object(found)
     if not any(said):
         logging.getLogger(__name__).warning(
             "text gate: the language model refuses none of %d captions and %d texts, so the gate "

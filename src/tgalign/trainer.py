@@ -3,12 +3,13 @@
 Departures from ``transformers.Trainer``, each for one reason:
 
 - losses are normalised by the learnt tokens and the captioned rows of the WHOLE optimizer step, so
-  that 1 × 8, 8 × 1 and 8 in one give the same step (but for the form ``contrastive``, whose
-  negatives are the captions of one forward pass);
+  that 1 × 8, 8 × 1 and 8 in one give the same step, on one process or several (but for the form
+  ``contrastive``, whose negatives are the captions of one forward pass);
 - projector and LLM have their own learning rates;
 - every named loss and per-layer figure goes to ``metrics.jsonl``, which a resumed run continues;
 - intermediate state is written beside and renamed, so that a kill never leaves a broken one, and
-  holds only what is trained.
+  holds only what is trained;
+- FSDP2 runs on CPUs too, for tests.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler, Subset
@@ -34,9 +37,19 @@ from tgalign.config import StageConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord
 from tgalign.data.order import row_order
+from tgalign.files import read_json, write_json
+from tgalign.parallel import (
+    fsdp_arguments,
+    over_processes,
+    share_of_accumulation,
+    trained_weights,
+)
+from tgalign.sharded_state import load_sharded_optimizer, load_sharded_weights, save_sharded
 from tgalign.task import AlignmentTask
 
 WEIGHTS = "trained.safetensors"
+SHARDS = "shards"
+SCHEDULER = "scheduler.json"
 PER_LAYER = ("cosine", "centered_cosine", "caption_retrieval")
 
 
@@ -54,7 +67,9 @@ class TGATrainer(Trainer):
         logging_steps: Steps between two lines of metrics.
         probes: Batches by name, in which the gradients of the two losses are compared every
             ``save_steps`` steps, from the first on.
-        bf16: Whether matrix products are computed in bfloat16 (autocast).
+        bf16: Whether matrix products are computed in bfloat16.
+        fsdp2: Whether several processes shard the weights; else each has them all.
+        workers: Processes that make batches, beside this one.
         progress_bar: Whether to draw one.
     """
 
@@ -71,11 +86,15 @@ class TGATrainer(Trainer):
         logging_steps: int,
         probes: dict[str, dict[str, Tensor]] | None = None,
         bf16: bool = False,
+        fsdp2: bool = False,
+        workers: int = 0,
         progress_bar: bool = True,
     ) -> None:
         self.stage = stage
         self.folder = folder
         self.task = task
+        self._collator = collator
+        self._sharding = fsdp_arguments(task.lvlm, bf16) if fsdp2 else None
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._logged_step, self._logged_at = 0, time.monotonic()
@@ -86,35 +105,38 @@ class TGATrainer(Trainer):
             seed=seed,
         )
         self._rows = Subset(cast("Dataset[EncodedRecord]", rows), order)
-        super().__init__(
-            model=task,
-            args=TrainingArguments(
-                output_dir=str(folder),
-                max_steps=stage.steps,
-                per_device_train_batch_size=stage.batch_size,
-                gradient_accumulation_steps=stage.accumulation,
-                learning_rate=stage.projector_lr,
-                lr_scheduler_type="cosine",
-                warmup_steps=stage.warmup,
-                weight_decay=stage.weight_decay,
-                max_grad_norm=stage.max_grad_norm,
-                bf16=bf16,
-                use_cpu=not torch.accelerator.is_available(),
-                seed=seed,
-                data_seed=seed,
-                save_strategy="steps",
-                save_steps=save_steps,
-                save_total_limit=1,
-                logging_steps=logging_steps,
-                report_to="none",
-                remove_unused_columns=False,
-                label_names=["labels"],
-                dataloader_pin_memory=False,
-                disable_tqdm=not progress_bar,
-            ),
-            train_dataset=self._rows,
-            data_collator=collator,
+        args = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=stage.steps,
+            per_device_train_batch_size=stage.batch_size,
+            learning_rate=stage.projector_lr,
+            lr_scheduler_type="cosine",
+            warmup_steps=stage.warmup,
+            weight_decay=stage.weight_decay,
+            max_grad_norm=stage.max_grad_norm,
+            bf16=bf16,
+            use_cpu=not torch.accelerator.is_available(),
+            seed=seed,
+            data_seed=seed,
+            save_strategy="steps",
+            save_steps=save_steps,
+            save_total_limit=1,
+            logging_steps=logging_steps,
+            report_to="none",
+            remove_unused_columns=False,
+            label_names=["labels"],
+            dataloader_pin_memory=False,
+            dataloader_num_workers=workers,
+            ddp_find_unused_parameters=False,  # every trained weight has a gradient in every pass
+            ddp_broadcast_buffers=False,
+            disable_tqdm=not progress_bar,
         )
+        args.gradient_accumulation_steps = share_of_accumulation(
+            stage.accumulation, stage.name, args.world_size
+        )
+        args._n_gpu = min(args.n_gpu, 1)  # one process, one device: no DataParallel
+        args.fsdp_plugin_args = self._sharding
+        super().__init__(model=task, args=args, train_dataset=self._rows, data_collator=collator)
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -123,14 +145,25 @@ class TGATrainer(Trainer):
         if probes and stage.objective.guides:
             self.add_callback(ConflictLog(task, probes, folder / "conflict.jsonl", save_steps))
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let accelerate shard on CPUs too, where it would quietly train as with DDP."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self._sharding and state.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.FSDP
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self._sharding)
+            self.is_fsdp_enabled = True
+
     def train_or_resume(self) -> None:
         """Train the stage to its end, from the last intermediate state if there is one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.folder / "incomplete", ignore_errors=True)
-        checkpoint = get_last_checkpoint(str(self.folder))
-        done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
-        for name in ("metrics.jsonl", "conflict.jsonl"):
-            keep_until(self.folder / name, done)
+        with self.accelerator.main_process_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint = get_last_checkpoint(str(self.folder))
+            done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+            if self.args.should_save:
+                shutil.rmtree(self.folder / "incomplete", ignore_errors=True)
+                for name in ("metrics.jsonl", "conflict.jsonl"):
+                    keep_until(self.folder / name, done)
         if checkpoint and done >= self.stage.steps:  # transformers would make one step more
             self._load_from_checkpoint(checkpoint)
             return
@@ -176,6 +209,9 @@ class TGATrainer(Trainer):
             totals = self.accelerator.gather(totals).view(-1, 2).sum(0)
         for batch in batches:
             batch["num_items"], batch["num_guide_rows"] = totals[0], totals[1]
+            if self.is_fsdp_enabled and not batch["caption_mask"].any():
+                # Every process must make the same forward passes through sharded weights.
+                batch.update(self._collator.no_texts())
         return batches, None
 
     def compute_loss(
@@ -205,22 +241,25 @@ class TGATrainer(Trainer):
         super().log(logs, start_time)
 
     def _write_metrics(self, more: dict[str, float]) -> None:
-        if self._sums:
-            steps = self.state.global_step - self._logged_step
-            line: dict[str, Any] = {"step": self.state.global_step, "stage": self.stage.name}
-            for name, total in self._sums.items():
-                if name in PER_LAYER:
-                    line[name] = (total / self._counts[name]).tolist()
-                else:
-                    line[name] = float(total / steps)
-            now = time.monotonic()
-            line["step_seconds"] = (now - self._logged_at) / steps
-            self._logged_step, self._logged_at = self.state.global_step, now
-            line |= more
+        if not self._sums:
+            return
+        steps = self.state.global_step - self._logged_step
+        line: dict[str, Any] = {"step": self.state.global_step, "stage": self.stage.name}
+        sums, counts = over_processes(self._sums, self._counts)
+        for name, total in sums.items():
+            if name in PER_LAYER:
+                line[name] = (total / counts[name]).tolist()
+            else:
+                line[name] = float(total / steps)
+        now = time.monotonic()
+        line["step_seconds"] = (now - self._logged_at) / steps
+        self._logged_step, self._logged_at = self.state.global_step, now
+        line |= more
+        if self.args.should_save:
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            self._sums.clear()
-            self._counts.clear()
+        self._sums.clear()
+        self._counts.clear()
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder / "incomplete")
@@ -229,6 +268,7 @@ class TGATrainer(Trainer):
         self._write_metrics({})  # a resumed run starts its sums after this step
         super()._save_checkpoint(model, trial)
         name = f"checkpoint-{self.state.global_step}"
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (self.folder / "incomplete" / name).replace(self.folder / name)
             for old in self.folder.glob("checkpoint-*"):
@@ -238,17 +278,40 @@ class TGATrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert output_dir is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        weights = {
-            name: weight.detach().contiguous()
-            for name, weight in self.task.named_parameters()
-            if weight.requires_grad
-        }
+        weights = trained_weights(self.task)
         weights["center_LD"] = self.task.center_LD
         save_file(weights, Path(output_dir) / WEIGHTS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
+        if self.is_fsdp_enabled:
+            load_sharded_weights(self.task, Path(resume_from_checkpoint) / SHARDS)
+            return
         weights = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         unexpected = self.task.load_state_dict(weights, strict=False).unexpected_keys
         assert not unexpected, unexpected
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        optimizer, scheduler = self._prepared()
+        save_sharded(self.task, optimizer, Path(output_dir) / SHARDS)
+        if self.args.should_save:
+            write_json(Path(output_dir) / SCHEDULER, scheduler.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer, scheduler = self._prepared()
+        load_sharded_optimizer(self.task, optimizer, Path(checkpoint) / SHARDS)
+        scheduler.load_state_dict(read_json(Path(checkpoint) / SCHEDULER))
+        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def _prepared(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        """AdamW, out of accelerate's wrapping, and the scheduler."""
+        assert isinstance(self.optimizer, AcceleratedOptimizer) and self.lr_scheduler is not None
+        return self.optimizer.optimizer, self.lr_scheduler

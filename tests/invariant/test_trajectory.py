@@ -117,6 +117,8 @@ def test_how_a_step_is_cut_into_batches_changes_nothing(
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     for size in (1, 2):
         assert orders[size][:trained] == orders[8][:trained]
+        print(f"| one process, {8 // size} × {size}, {similarity} | ", end="")
+        print(f"{farthest(runs[size][0], weights):.1e} |")
         assert farthest(runs[size][0], weights) < 1e-5
         for ours, theirs in zip(runs[size][1], lines, strict=True):
             assert all(("guide" in line) for line in (ours, theirs))

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tgalign.data.collate import Collator
 from tgalign.data.encode import IGNORE_INDEX, EncodedRecord, Span
@@ -117,3 +119,44 @@ def test_real_rows_come_back_from_their_batch(rows, encode, collator, tokenizer)
     assert all(tokenizer.decode(ids[span]) == text for ids, span, text in spans)
     assert int(batch["caption_mask"].sum()) == len(captioned)
     assert int(batch["retrieved_mask"].sum()) == len(ranked)
+
+
+def test_packed_texts_share_rows_and_each_can_be_found_again():
+    batch = Collator(PAD, load_numbers, pack=True)(
+        [row(3, image=2, caption=C2, retrieved=R2), row(3, image=3, caption=C1)]
+    )
+    assert "text_span" not in batch
+    # Twice the longest text to a row, longest first: C2, C1 and R2 are numbers 0, 1 and 2.
+    assert batch["text_input_ids"].tolist() == [[4, 5, 6, 7, 8, 1, 2, 3, 9]]
+    assert batch["text_position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 0]]
+    assert batch["text_number"].tolist() == [[-1, -1, 0, 0, -1, -1, 1, 1, 2]]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40))
+@settings(deadline=None, max_examples=60)
+def test_packing_loses_nothing_and_pads_little(lengths):
+    texts = [Span([number + 1] * n, n // 2, n) for number, n in enumerate(lengths)]
+    batch = Collator(PAD, load_numbers, pack=True).packed_texts(texts)
+    ids_BT, positions_BT = batch["text_input_ids"], batch["text_position_ids"]
+    for number, n in enumerate(lengths):
+        rows, at = (ids_BT == number + 1).nonzero(as_tuple=True)
+        assert len(rows) == n
+        assert len(set(rows.tolist())) == 1
+        assert at.tolist() == list(range(int(at[0]), int(at[0]) + n))
+        assert positions_BT[rows, at].tolist() == list(range(n))
+        where = (batch["text_number"] == number).nonzero().tolist()
+        assert where == [[int(rows[0]), int(at[0]) + i] for i in range(n // 2, n)]
+    assert ids_BT.shape[1] <= 2 * max(lengths)
+    # First-fit decreasing leaves at most one row less than half full.
+    fill = sorted((ids_BT > 0).sum(1).tolist())
+    assert all(2 * filled > max(lengths) for filled in fill[1:])
+    padding = ids_BT == PAD
+    assert positions_BT[padding].eq(0).all()
+    assert batch["text_number"][padding].eq(-1).all()
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_batch_without_captions_can_make_the_passes_of_one_with_some(pack):
+    nothing = Collator(PAD, load_numbers, pack=pack).no_texts()
+    assert nothing["text_input_ids"].tolist() == [[PAD]]
+    assert Collator(PAD, load_numbers, lambda texts: texts, pack=pack).no_texts() == {}

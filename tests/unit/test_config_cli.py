@@ -98,11 +98,6 @@ WRONG = {
     "model missing": ({"model": "/nowhere"}, "no checkpoint at /nowhere"),
     "records missing": ({"records": "/nowhere.jsonl"}, "no records at /nowhere.jsonl"),
     "image root missing": ({"image_root": "/nowhere"}, "no image root at /nowhere"),
-    "what a dry run alone reads": (
-        {"parallel": "fsdp2", "workers": 2},
-        "parallel, workers",
-        "does not support it yet",
-    ),
 }
 
 

@@ -15,8 +15,8 @@ from tgalign.dry_run import meta_model, plan
 from tgalign.errors import UserError
 from tgalign.lab.assets import lab_llava, load_lab
 from tgalign.memory import count, kept_bytes, part_sizes, stage_memory
+from tgalign.stage import freeze
 from tgalign.task import AlignmentTask
-from tgalign.train import freeze
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))

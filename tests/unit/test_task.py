@@ -10,8 +10,9 @@ import torch
 from torch.nn.functional import cosine_similarity, softplus
 
 from tgalign.config import ObjectiveConfig
+from tgalign.data.collate import Collator
+from tgalign.stage import estimate_center
 from tgalign.task import AlignmentTask
-from tgalign.train import estimate_center
 
 GUIDED = {"form": "paper", "weight": 0.7}
 
@@ -319,3 +320,25 @@ def test_half_precision_products_give_about_the_same(llava, batch):
     for name in ("ce", "guide"):
         torch.testing.assert_close(half[name], whole[name], rtol=0.05, atol=0.05)
     assert all(g.dtype == torch.float32 for g in found.values() if g is not None)
+
+
+def test_packed_texts_have_the_states_they_have_alone(llava, rows, encode, collator, batch):
+    packed = Collator(collator.pad_token_id, collator.load_pixels, pack=True)(
+        encode(rows.records, 0.5)
+    )
+    assert packed["text_input_ids"].shape[0] < batch["text_input_ids"].shape[0]
+    assert packed["text_input_ids"].numel() < batch["text_input_ids"].numel()
+    plain, expected = backward(llava, batch, GUIDED)
+    losses, found = backward(llava, packed, GUIDED)
+    torch.testing.assert_close(losses["guide"], plain["guide"], rtol=1e-5, atol=1e-5)
+    for name, gradient in found.items():
+        if gradient is not None:
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_texts_alone_give_the_projector_a_gradient_of_nothing(llava, only):
+    """Not none at all: processes that share a step must agree on what has a gradient."""
+    _, found = backward(llava, only(LEGAL["texts alone"]), GUIDED)
+    projector = [g for name, g in found.items() if "multi_modal_projector" in name]
+    assert projector
+    assert all(gradient is not None and gradient.eq(0).all() for gradient in projector)

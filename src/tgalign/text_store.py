@@ -1,0 +1,129 @@
+"""Mean states of texts on disk: computed once, checked, found again by any run of the same model.
+
+A folder holds one sub-folder per model and choice of layers, with a ``manifest.json`` (what the
+states are of, and the size and SHA-256 of every file) and safetensors files of some thousand texts
+each. A file is listed once it is whole, so a killed run loses at most the files it was at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tgalign.errors import UserError
+from tgalign.files import INCOMPLETE, read_json, write_json
+
+# Shape legend: N texts, L layers, D channels, X bytes of a key.
+
+_MANIFEST = "manifest.json"
+
+
+class TextStore:
+    """The kept states of one model at some of its layers; called with keys, it gives (N, L, D).
+
+    Args:
+        root: The folder for the states of all models.
+        identity: What makes them other states: JSON data.
+        progress_bar: Whether to draw one while files are checked.
+
+    Raises:
+        UserError: What is found there is damaged or of something else.
+    """
+
+    def __init__(self, root: Path, identity: dict[str, Any], *, progress_bar: bool = False) -> None:
+        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = root / name
+        self._manifest: dict[str, Any] = {"identity": identity, "files": {}}
+        self._index: dict[bytes, tuple[str, int]] = {}
+        self._open: dict[str, Any] = {}
+        path = self.folder / _MANIFEST
+        if path.is_file():
+            self._manifest = read_json(path)
+            if self._manifest.get("identity") != identity:
+                raise UserError(f"{path} is not about the model and layers asked for: remove it")
+            files = self._manifest["files"].items()
+            title = f"checking {_size(sum(about['bytes'] for _, about in files))} of kept states"
+            for file, about in track(files, description=title, disable=not progress_bar):
+                self._check(file, about)
+                self._add_to_index(file)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._index
+
+    def __call__(self, keys: Iterable[bytes]) -> Tensor:
+        """The states of texts by their keys."""
+        rows = []
+        for key in keys:
+            file, row = self._index[key]
+            if file not in self._open:
+                self._open[file] = safe_open(self.folder / file, framework="pt")
+            rows.append(self._open[file].get_slice("states_NLD")[row])
+        return torch.stack(rows)
+
+    def write(self, keys: list[bytes], states_NLD: Tensor) -> dict[str, Any]:
+        """Write one file, which ``list_files`` has to be told of.
+
+        Returns:
+            What the manifest says of it.
+        """
+        name = f"states-{hashlib.sha256(b''.join(keys)).hexdigest()[:16]}.safetensors"
+        keys_NX = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        beside = self.folder / (name + INCOMPLETE)
+        save_file(
+            {"states_NLD": states_NLD, "keys_NX": keys_NX.view(len(keys), -1).clone()}, beside
+        )
+        about = {"texts": len(keys), "bytes": beside.stat().st_size, "sha256": _sha256(beside)}
+        beside.replace(self.folder / name)
+        return {name: about}
+
+    def list_files(self, about: dict[str, Any]) -> None:
+        """Take files into the manifest, and their states into use; all processes are told all."""
+        self._manifest["files"] |= about
+        if PartialState().is_main_process:
+            write_json(self.folder / _MANIFEST, self._manifest)
+        for name in about:
+            self._add_to_index(name)
+
+    def _check(self, name: str, about: dict[str, Any]) -> None:
+        path = self.folder / name
+        if not path.is_file() or path.stat().st_size != about["bytes"]:
+            raise UserError(f"{path} is missing or cut short: remove {self.folder}")
+        if PartialState().is_main_process and _sha256(path) != about["sha256"]:
+            raise UserError(f"{path} is damaged (SHA-256 differs): remove {self.folder}")
+
+    def _add_to_index(self, name: str) -> None:
+        with safe_open(self.folder / name, framework="pt") as file:
+            keys_NX = file.get_tensor("keys_NX")
+        for row, key in enumerate(keys_NX.numpy()):
+            self._index[key.tobytes()] = (name, row)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """The SHA-256 of a model's weights and their names, those of adapters left out."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        if "lora_" not in name:
+            digest.update(f"{name.replace('base_layer.', '')} {weight.dtype}".encode())
+            flat = weight.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.3g} GB"

@@ -1,0 +1,178 @@
+"""What must not change a training: how many processes share it, and how.
+
+Float32, two gloo processes on CPU, a tiny model, a few steps of ``tgalign.train.train``.
+``pytest -rP`` of this file prints the rows of the table in docs/scale.md.
+"""
+
+import functools
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tgalign.config import parse_config
+from tgalign.train import train
+
+SUMMED = ("loss", "ce", "guide", "align", "rank")
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def settings(checkpoint, rows):
+    """A function that gives a run of two stages as plain data."""
+    common = {
+        "steps": STEPS,
+        "batch_size": 2,
+        "accumulation": 4,
+        "projector_lr": 1e-3,
+        "warmup": 0.2,
+        "weight_decay": 0.01,
+    }
+    objective = {"similarity": "centered_cosine", "schedule": "linear_decay"}
+    stages = [
+        common | {"name": "stage1", "train": ["projector"]},
+        common
+        | {"name": "stage2", "train": ["projector", "llm"], "llm_lr": 3e-4}
+        | {"retrieved_in_prompt": 0.5, "objective": objective},
+    ]
+
+    def make(out, **options):
+        if options.get("cache_text"):
+            options["cache_text"] = f"{out}-kept"
+        changed = {"objective": objective | {"reference": "frozen"}} if "lora" in options else {}
+        return {
+            "model": str(checkpoint),
+            "records": str(rows.path),
+            "out": str(out),
+            "seed": 3,
+            "max_length": 200,
+            "attention": "eager",
+            "save_steps": 3,
+            "logging_steps": 1,
+            "stages": [stages[0], stages[1] | changed],
+        } | options
+
+    return make
+
+
+def result(data):
+    """The weights and the lines of both stages' metrics."""
+    out = Path(data["out"])
+    lines = [
+        json.loads(line)
+        for stage in data["stages"]
+        for line in (out / stage["name"] / "metrics.jsonl").read_text().splitlines()
+    ]
+    return load_file(out / "checkpoint" / "model.safetensors"), lines
+
+
+def farthest(first, second):
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+WAYS = {
+    "ddp": {},
+    "ddp, checkpointed": {"activation_checkpointing": True},
+    "fsdp2": {"parallel": "fsdp2"},
+    "fsdp2, checkpointed": {"parallel": "fsdp2", "activation_checkpointing": True},
+    "fsdp2, lora": {"parallel": "fsdp2", "lora": {"r": 4, "alpha": 8}},
+    "fsdp2, texts on disk": {"parallel": "fsdp2", "cache_text": True},
+}
+KILLED = {name: name + ", process 1 killed" for name in ("ddp", "fsdp2")}
+
+
+@pytest.fixture(scope="module")
+def runs(settings, tmp_path_factory):
+    """Per way the config and what ``parallel_runs.py`` says of it."""
+    folder = tmp_path_factory.mktemp("runs")
+    jobs = {name: {"config": settings(folder / name, **WAYS[name]), "kill": None} for name in WAYS}
+    for name, killed in KILLED.items():
+        config = settings(folder / killed, **WAYS[name])
+        jobs[killed] = {"config": config, "kill": ["stage2", 3]}
+        jobs[killed + ", restarted"] = {"config": config, "kill": None}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("parallel_runs.py"))],
+        input=json.dumps(list(jobs.values())),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=True,
+    )
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(said) == len(jobs), done.stderr[-5000:]
+    return {
+        name: job | each | {"stderr": done.stderr}
+        for (name, job), each in zip(jobs.items(), said, strict=True)
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(settings, tmp_path_factory):
+    """One process, one batch of eight a step; with adapters or without."""
+
+    @functools.cache
+    def train_alone(lora):
+        data = settings(tmp_path_factory.mktemp("alone") / "run")
+        data["stages"] = [stage | {"batch_size": 8, "accumulation": 1} for stage in data["stages"]]
+        data["lora"] = WAYS["fsdp2, lora"]["lora"] if lora else None
+        train(parse_config(data, "test"), progress_bar=False)
+        return result(data)
+
+    return train_alone
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_two_processes_train_as_one(name, runs, alone):
+    run = runs[name]
+    assert run["codes"] == [0, 0], run["stderr"][-5000:]
+    weights, lines = result(run["config"])
+    expected = alone("lora" in run["config"])
+    print(f"| two processes, {name} | {farthest(weights, expected[0]):.1e} |")
+    assert farthest(weights, expected[0]) < 1e-5
+    assert len(lines) == 2 * STEPS
+    for ours, theirs in zip(lines, expected[1], strict=True):
+        for key in SUMMED:
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-5), key
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+        assert ours["learning_rate"] == theirs["learning_rate"]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_they_train_in_the_way_asked_for(name, runs):
+    config = runs[name]["config"]
+    stages = runs[name]["stages"]
+    assert [stage["stage"] for stage in stages] == ["stage1", "stage2"]
+    for stage in stages:
+        assert stage["passes"] == 2  # of the four of a step
+        assert stage["checkpointed"] == (4 if "checkpointed" in name else 0)
+        if config.get("parallel") == "fsdp2":
+            assert not stage["ddp"]
+            assert stage["here"] == pytest.approx(stage["whole"] / 2, rel=0.01)
+        else:
+            assert stage["ddp"]
+            assert stage["sharded"] == []
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_process_ends_the_run_and_a_restart_goes_on_to_the_same_weights(name, runs):
+    killed = KILLED[name]
+    codes = runs[killed]["codes"]
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] != 0
+    again = runs[killed + ", restarted"]
+    assert again["codes"] == [0, 0], again["stderr"][-5000:]
+    assert [stage["stage"] for stage in again["stages"]] == ["stage2"]
+    weights, lines = result(again["config"])
+    straight, expected = result(runs[name]["config"])
+    print(f"| two processes, {killed}, started again | {farthest(weights, straight):.1e} |")
+    assert farthest(weights, straight) == 0
+    for ours, theirs in zip(lines, expected, strict=True):
+        timeless = ours.keys() - {"step_seconds"}
+        assert {key: ours[key] for key in timeless} == {key: theirs[key] for key in timeless}
+    out = Path(again["config"]["out"])
+    assert not [path for path in out.rglob("*") if path.name.startswith(("checkpoint-", "end."))]
