@@ -33,7 +33,7 @@ def filled(task, rows, encode, collator, tmp_path, monkeypatch):
     monkeypatch.setattr("tgalign.text_cache.TEXTS_PER_FILE", 5)
 
     def fill(records=rows.records, task=task, **options):
-        cache = TextCache(encode(records), tmp_path / "kept", **options)
+        cache = TextCache([encode(records)], tmp_path / "kept", **options)
         cache.fill(task, collator, batch_size=2)
         return cache
 
@@ -47,7 +47,7 @@ def manifests(tmp_path):
 def test_what_is_kept_on_disk_is_what_is_kept_in_memory(
     filled, task, rows, encode, collator, texts, tmp_path
 ):
-    memory = TextCache(encode(rows.records))
+    memory = TextCache([encode(rows.records)])
     memory.fill(task, collator, batch_size=2)
     disk = filled()
     assert len(texts) > 5
