@@ -49,6 +49,7 @@ def test_torchrun_trains_to_one_checkpoint(recipe, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "checkpoint",
         "config.json",
+        "skipped.json",
         "stage1",
     ]
     assert [path.name for path in (tmp_path / "out" / "stage1").iterdir()] == ["metrics.jsonl"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import LlavaProcessor
 
+import tgalign.stage
 import tgalign.train
 from tgalign.config import parse_config
 from tgalign.trainer import WEIGHTS, TGATrainer
@@ -52,14 +53,14 @@ def wire(moment: str, stage: str, step: int, out: Path) -> None:
 
         TGATrainer._save = save_or_die
     elif moment == "end of stage":  # trained, its last state saved, its result not yet
-        save_file = tgalign.train.save_file
+        save_file = tgalign.stage.save_file
 
         def save_file_or_die(tensors, path, *args, **options):
             if Path(path).parent.name == stage:
                 die()
             save_file(tensors, path, *args, **options)
 
-        tgalign.train.save_file = save_file_or_die
+        tgalign.stage.save_file = save_file_or_die
     elif moment == "checkpoint":  # the model written, the processor not yet
         LlavaProcessor.save_pretrained = die
     else:

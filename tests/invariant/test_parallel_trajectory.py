@@ -133,7 +133,8 @@ def test_two_processes_train_as_one(name, runs, alone):
     weights, lines = result(run["config"])
     expected = alone("lora" in run["config"])
     print(f"| two processes, {name} | {farthest(weights, expected[0]):.1e} |")
-    assert farthest(weights, expected[0]) < 1e-5
+    # Adapters are merged: what differs in either of two matrices is scaled and multiplied.
+    assert farthest(weights, expected[0]) < (1e-4 if "lora" in run["config"] else 1e-5)
     assert len(lines) == 2 * STEPS
     for ours, theirs in zip(lines, expected[1], strict=True):
         for key in SUMMED:

@@ -123,7 +123,7 @@ def train_llm(
     seed: int,
     *,
     width: int = WIDTH,
-    steps: tuple[int, int] = (CLEAN_STEPS, MESSY_STEPS),
+    steps: tuple[int, int] | None = None,
 ) -> Iterator[tuple[int, float, object]]:
     """Train the base LLM, yielding (steps done, loss, model) after every step.
 
@@ -131,7 +131,8 @@ def train_llm(
         tokenizer: The lab's tokenizer.
         seed: Seed of weights, texts and noise.
         width: Channels; the shipped model has ``WIDTH``.
-        steps: Steps on clean captions, then on messy ones too.
+        steps: Steps on clean captions, then on messy ones too; by default those of the shipped
+            model.
 
     Yields:
         The number of finished steps, the cross-entropy of the last one (nats per answer token),
@@ -141,6 +142,7 @@ def train_llm(
     rng = random.Random(f"base-llm-{seed}")
     generator = torch.Generator().manual_seed(seed)
     model = new_llm(tokenizer, width=width)
+    steps = steps or (CLEAN_STEPS, MESSY_STEPS)
     total = sum(steps)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, (0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
