@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from tgalign.baselines.ablations import ABLATIONS, ELSEWHERE, Ablation, Variant
-from tgalign.baselines.workers import Job, available_cores, workers
 from tgalign.demo_results import show_rate
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
 from tgalign.files import write_json, write_text
 from tgalign.report.verdict import points
+from tgalign.workers import Job, available_cores, workers
 
 COLUMNS = {
     "dsr": "DSR",

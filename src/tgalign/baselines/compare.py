@@ -14,10 +14,10 @@ from rich.console import Console
 from tgalign.baselines.comparison import assemble, write_comparison
 from tgalign.baselines.methods import DEFAULT_METHODS, TRAININGS, Plan, plan
 from tgalign.baselines.training import Setting, prepare, train_method, training_config
-from tgalign.baselines.workers import Job, Workers, available_cores, workers
 from tgalign.demo_results import versions
 from tgalign.errors import UserError
 from tgalign.files import claim, digest, read_json, write_json
+from tgalign.workers import Job, Workers, available_cores, workers
 
 SCHEMA_VERSION = 1
 
