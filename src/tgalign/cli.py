@@ -82,6 +82,10 @@ def demo(
             help="Arms, comma-separated (see lab/arms.py); by default ce,released_nograd,tga."
         ),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Arms trained side by side; by default one a core."),
+    ] = None,
     smoke: Annotated[
         bool,
         typer.Option(help="A run of seconds to see that all works; its figures mean nothing."),
@@ -101,6 +105,7 @@ def demo(
         toxic_share=toxic_share,
         style=style,
         arms=[arm.strip() for arm in arms.split(",")] if arms else None,
+        jobs=jobs,
         smoke=smoke,
     )
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
+from rich.progress import Progress, TaskID
 
 from tgalign.demo_results import assemble_results, markdown, print_results, versions
 from tgalign.errors import UserError
 from tgalign.files import claim, read_json, sha256, write_json, write_text
+from tgalign.workers import Job, available_cores, workers
 
 if TYPE_CHECKING:
+    from tgalign.config import TrainConfig
     from tgalign.lab.alignment_data import DataSize
     from tgalign.lab.suite import LabSuite
 
@@ -30,6 +33,7 @@ def run_demo(
     toxic_share: float | None = None,
     style: str = "emoji",
     arms: Sequence[str] | None = None,
+    jobs: int | None = None,
     smoke: bool = False,
 ) -> dict[str, Any]:
     """Train and measure every arm for every seed; finished parts found in ``out`` are kept.
@@ -43,6 +47,7 @@ def run_demo(
             ``captioned`` 0.05, in ``absent`` always 0.
         style: How the pictures are drawn: ``emoji``, or ``icons``, on which nothing was tuned.
         arms: Which arms, ``ce`` among them; by default ``DEFAULT_ARMS``.
+        jobs: Arms trained side by side; by default one a core.
         smoke: A few steps and items only.
 
     Returns:
@@ -54,7 +59,6 @@ def run_demo(
     """
     from tgalign.lab.alignment_data import toxic_share_of
     from tgalign.lab.arms import ARMS, DEFAULT_ARMS
-    from tgalign.lab.assets import load_lab
     from tgalign.lab.objects import Style
 
     share = toxic_share_of(condition, toxic_share, _size(smoke).pictures)
@@ -74,17 +78,19 @@ def run_demo(
 
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=140)
-    llm, clip, tokenizer = load_lab()
+    jobs = min(jobs or available_cores(), len(arms) + 1)
     measured: dict[int, dict[str, dict[str, Any]]] = {}
-    for seed in range(num_seeds):
-        measured[seed] = {}
-        for number, arm in enumerate(["base", *arms]):
-            console.print(
-                f"[bold]seed {seed} ({seed + 1} of {num_seeds}), {arm} "
-                f"({number + 1} of {len(arms) + 1})"
-            )
-            run = _Run(out / f"seed{seed}", seed, condition, share, style, smoke, console)
-            measured[seed][arm] = _run_arm(arm, run, (llm, clip, tokenizer))
+    with workers(jobs, console) as crew:
+        for seed in range(num_seeds):
+            console.print(f"[bold]seed {seed} ({seed + 1} of {num_seeds})")
+            run = _Run(out / f"seed{seed}", seed, condition, share, style, smoke)
+            _prepare(run, console)
+            # The longest first: what is left for the end is short.
+            first = sorted(["base", *arms], key=lambda arm: arm != "tga")
+            watch = _bars(run, first) if jobs > 1 else None
+            work: list[Job] = [(arm, _run_arm, (arm, run, jobs == 1)) for arm in first]
+            found = crew.run(f"seed {seed}: arms done", work, watch)
+            measured[seed] = {arm: found[arm] for arm in ["base", *arms]}
     gallery = _save_gallery(out, demo_suite(0, style, smoke), measured[0])
     results = assemble_results(measured, gallery, settings)
     write_json(out / "results.json", results)
@@ -105,32 +111,56 @@ class _Run:
     toxic_share: float
     style: Any
     smoke: bool
-    console: Console
+
+    @property
+    def size(self) -> DataSize:
+        return replace(_size(self.smoke), toxic_share=self.toxic_share, style=self.style)
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base" / "checkpoint"
+
+    def config(self, arm: str) -> TrainConfig:
+        """The training of an arm; ``base`` stands for the untrained LLaVA and counts as ``ce``."""
+        from tgalign.lab.arms import arm_config
+
+        return arm_config(
+            "ce" if arm == "base" else arm,
+            model=self.base,
+            data=self.folder / "data",
+            out=self.folder / arm,
+            seed=self.seed,
+            smoke=self.smoke,
+        )
 
 
-def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
-    """Train and measure one arm (``base``: measure the untrained LLaVA), or read what is there."""
-    from tgalign.checkpoint import load_llava, save_checkpoint
+def _prepare(run: _Run, console: Console) -> None:
+    """Write what the arms share, unless it is there: the untrained LLaVA and the data."""
+    from tgalign.checkpoint import save_checkpoint
     from tgalign.lab.alignment_data import build_alignment_data
-    from tgalign.lab.arms import arm_config
-    from tgalign.lab.assets import check_assets, lab_llava
+    from tgalign.lab.assets import lab_llava, load_lab
+
+    llm, clip, tokenizer = load_lab()
+    if not run.base.is_dir():
+        run.base.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(*lab_llava(llm, clip, tokenizer, seed=run.seed), run.base)
+    if not (run.folder / "data").is_dir():
+        console.print(f"  drawing {run.size.pictures} pictures and retrieving a text for each")
+    build_alignment_data(run.folder / "data", run.seed, run.condition, clip, tokenizer, run.size)
+
+
+def _run_arm(arm: str, run: _Run, progress_bar: bool) -> dict[str, Any]:
+    """Train and measure one arm (``base``: measure the untrained LLaVA), or read what is there."""
+    from tgalign.checkpoint import load_llava
+    from tgalign.lab.assets import check_assets
     from tgalign.lab.measure import measure
     from tgalign.train import train
 
-    folder, seed = run.folder, run.seed
-    size = replace(_size(run.smoke), toxic_share=run.toxic_share, style=run.style)
-    config = arm_config(
-        "ce" if arm == "base" else arm,
-        model=folder / "base" / "checkpoint",
-        data=folder / "data",
-        out=folder / arm,
-        seed=seed,
-        smoke=run.smoke,
-    )
+    folder, config = run.folder, run.config(arm)
     made_with = {
         "versions": versions(),
         "assets": check_assets()["files"],
-        "data": asdict(size),
+        "data": asdict(run.size),
         "training": config.model_dump(
             mode="json",
             exclude={
@@ -151,27 +181,38 @@ def _run_arm(arm: str, run: _Run, lab: tuple[Any, Any, Any]) -> dict[str, Any]:
             )
         return content
     start = time.monotonic()
-    base = folder / "base" / "checkpoint"
-    if not base.is_dir():
-        base.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(*lab_llava(*lab, seed=seed), base)
-    if not (folder / "data").is_dir():
-        run.console.print(f"  drawing {size.pictures} pictures and retrieving a text for each")
-    build_alignment_data(folder / "data", seed, run.condition, lab[1], lab[2], size)
     found: dict[str, Any] = {"made_with": made_with, "curve": [], "step_seconds": None}
-    checkpoint = base
+    checkpoint = run.base
     if arm != "base":
-        checkpoint = train(config)
+        checkpoint = train(config, progress_bar=progress_bar)
         found |= _training_curve(folder / arm, [stage.name for stage in config.stages])
     model, processor = load_llava(checkpoint)
-    suite = demo_suite(seed, run.style, run.smoke)
-    asked = len(suite.toxic) + len(suite.benign)
-    run.console.print(f"  asking about {asked} pictures and {len(suite.texts)} texts")
-    found |= measure(model, processor, suite).as_dict()
+    found |= measure(model, processor, demo_suite(run.seed, run.style, run.smoke)).as_dict()
     found["weights_sha256"] = sha256(checkpoint / "model.safetensors")
     found["seconds"] = time.monotonic() - start
     write_json(done, found)
     return found
+
+
+def _bars(run: _Run, arms: Sequence[str]) -> Callable[[Progress], None]:
+    """A function that draws a bar of the steps of every arm that another process is training."""
+    stages = {arm: run.config(arm).stages for arm in arms if arm != "base"}
+    bars: dict[str, TaskID] = {}
+
+    def watch(progress: Progress) -> None:
+        for arm, its in stages.items():
+            logs = [run.folder / arm / stage.name / "metrics.jsonl" for stage in its]
+            lines = [
+                path.read_text(encoding="utf-8").splitlines() for path in logs if path.exists()
+            ]
+            steps = sum(json.loads(each[-1])["step"] for each in lines if each)
+            if steps and arm not in bars:
+                total = sum(stage.steps for stage in its)
+                bars[arm] = progress.add_task(f"  {arm}: steps", total=total)
+            if arm in bars:
+                progress.update(bars[arm], completed=steps)
+
+    return watch
 
 
 def _size(smoke: bool) -> DataSize:

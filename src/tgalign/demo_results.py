@@ -148,7 +148,7 @@ def title(results: dict[str, Any]) -> str:
     share = f"{100 * results['toxic_share']:g} %"
     return (
         f"{warning}condition {results['condition']} ({share} toxic pictures), {results['style']}, "
-        f"seeds {', '.join(map(str, results['seeds']))}, {results['seconds']:.0f} s: "
+        f"seeds {', '.join(map(str, results['seeds']))}, {results['seconds'] / 60:.0f} minutes of computing: "
         "rate [95 % Wilson interval] n"
     )
 

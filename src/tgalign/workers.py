@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
@@ -37,8 +38,15 @@ class Workers:
         self._pool = pool
         self._console = console
 
-    def run(self, title: str, jobs: Sequence[Job]) -> dict[str, Any]:
+    def run(
+        self, title: str, jobs: Sequence[Job], watch: Callable[[Progress], None] | None = None
+    ) -> dict[str, Any]:
         """Run all jobs and wait for them.
+
+        Args:
+            title: Of the bar.
+            jobs: In the order in which they are begun.
+            watch: Called twice a second while they run in other processes; may draw further bars.
 
         Returns:
             Their results by name. The first that fails stops those not yet begun, and its error is
@@ -54,21 +62,25 @@ class Workers:
         done: dict[str, Any] = {}
         with Progress(*columns, console=self._console) as progress:
             bar = progress.add_task(title, total=len(jobs))
-            for name, result in self._results(jobs):
+            for name, result in self._results(jobs, lambda: watch and watch(progress)):
                 done[name] = result
                 progress.console.print(f"  {title}: {name}", highlight=False)
                 progress.advance(bar)
         return done
 
-    def _results(self, jobs: Sequence[Job]) -> Iterator[tuple[str, Any]]:
+    def _results(self, jobs: Sequence[Job], watch: Callable[[], None]) -> Iterator[tuple[str, Any]]:
         if self._pool is None:
             for name, function, arguments in jobs:
                 yield name, function(*arguments)
             return
         names = {self._pool.submit(function, *args): name for name, function, args in jobs}
+        running = set(names)
         try:
-            for future in as_completed(names):
-                yield names[future], future.result()
+            while running:
+                done, running = wait_for(running, 0.5, FIRST_COMPLETED)
+                watch()
+                for future in done:
+                    yield names[future], future.result()
         finally:
             for future in names:
                 future.cancel()
