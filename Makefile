@@ -40,12 +40,13 @@ experiments: $(BIN)/.installed ## repeat the experiments of docs/lab-log.md (an 
 	TGALIGN=$(BIN)/tgalign OUT=runs/experiments recipes/experiments.sh
 	$(BIN)/tgalign lab table runs/experiments/results.jsonl
 
-conditions: $(BIN)/.installed  ## the README's table by condition (about two hours)
+conditions: $(BIN)/.installed  ## the README's tables (an evening)
 	$(BIN)/tgalign demo --out runs/guided --seeds 3 --arms ce,paper,tga
-	$(BIN)/tgalign demo --out runs/icons --seeds 3 --style icons --arms ce,paper,tga
 	$(BIN)/tgalign demo --out runs/captioned1 --seeds 3 --condition captioned --toxic-share 0.01 --arms ce,tga
+	$(BIN)/tgalign demo --out runs/captioned5 --seeds 3 --condition captioned --arms ce,tga
 	$(BIN)/tgalign demo --out runs/absent --seeds 3 --condition absent --arms ce,tga
-	$(BIN)/tgalign report runs/guided runs/icons runs/captioned1 runs/absent --out runs/conditions
+	$(BIN)/tgalign demo --out runs/icons --seeds 3 --style icons --arms ce,tga
+	$(BIN)/tgalign report runs/guided runs/captioned1 runs/captioned5 runs/absent runs/icons --out runs/conditions
 
 docs: $(BIN)/.installed-dev    ## build the documentation into site/, with every link checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -21,6 +21,7 @@ from tgalign.demo_results import markdown
 from tgalign.lab.alignment_data import TOXIC_SHARES
 from tgalign.lab.arms import arm_config
 from tgalign.lab.experiment import conflict_table, table
+from tgalign.report.conditions import markdown as markdown_by_condition
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -41,9 +42,14 @@ def demo_results() -> str:
     return markdown(json.loads((DOCS / "demo-results.json").read_text()))
 
 
+def conditions() -> str:
+    return markdown_by_condition(json.loads((DOCS / "conditions.json").read_text()))
+
+
 # Where a generated block stands, what it is called, and what makes it.
 BLOCKS: list[tuple[Path, str, Callable[[], str]]] = [
     (README, "results", demo_results),
+    (README, "conditions", conditions),
     (DOCS / "lab-log.md", "experiments", lambda: table(DOCS / "experiments.jsonl")),
     (DOCS / "what-holds.md", "conflict", lambda: conflict_table(DOCS / "experiments.jsonl")),
     (DOCS / "results.md", "methods", methods_table),
