@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 SECTIONS = {
     "Tutorial": ["tutorial.md"],
     "How to": [
-        "own-model.md", "own-data.md", "audit-in-ci.md", "many-gpus.md", "app.md",
+        "own-model.md", "own-data.md", "audit-in-ci.md", "scale.md", "app.md",
     ],
     "In depth": [],
     "Explanation": ["method.md", "what-holds.md", "limits.md", "lab-log.md"],
