@@ -92,7 +92,9 @@ def _nav(files: Any) -> list[Any]:
     listed = [{"Home": "index.md"}, *({name: names} for name, names in sections.items() if names)]
     for entry in listed:
         if "Reference" in entry:
-            modules = [it for it in pages if it.startswith("reference/") and "index" not in it]
+            modules = [
+                it for it in pages if it.startswith("reference/") and it != "reference/index.md"
+            ]
             entry["Reference"].append({"Modules": [{it[10:-3]: it} for it in sorted(modules)]})
     extra = [it for it in pages if it.startswith("repository/")]
     return [*listed, {"Files": extra}] if extra else listed
