@@ -85,6 +85,7 @@ WAYS = {
     "fsdp2, lora": {"parallel": "fsdp2", "lora": {"r": 4, "alpha": 8}},
     "fsdp2, texts on disk": {"parallel": "fsdp2", "cache_text": True},
 }
+MISREAD = "ddp, a picture misread by process 0"
 KILLED = {name: name + ", process 1 killed" for name in ("ddp", "fsdp2")}
 
 
@@ -92,11 +93,14 @@ KILLED = {name: name + ", process 1 killed" for name in ("ddp", "fsdp2")}
 def runs(settings, tmp_path_factory):
     """Per way the config and what ``parallel_runs.py`` says of it."""
     folder = tmp_path_factory.mktemp("runs")
-    jobs = {name: {"config": settings(folder / name, **WAYS[name]), "kill": None} for name in WAYS}
+    plain = {"kill": None, "misread": False}
+    jobs = {name: plain | {"config": settings(folder / name, **WAYS[name])} for name in WAYS}
+    bad = settings(folder / MISREAD, max_bad_share=0.1)
+    jobs[MISREAD] = {"config": bad, "kill": None, "misread": True}
     for name, killed in KILLED.items():
         config = settings(folder / killed, **WAYS[name])
-        jobs[killed] = {"config": config, "kill": ["stage2", 3]}
-        jobs[killed + ", restarted"] = {"config": config, "kill": None}
+        jobs[killed] = plain | {"config": config, "kill": ["stage2", 3]}
+        jobs[killed + ", restarted"] = plain | {"config": config}
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("parallel_runs.py"))],
         input=json.dumps(list(jobs.values())),
@@ -178,6 +182,15 @@ def test_they_train_in_the_way_asked_for(name, runs):
         else:
             assert stage["ddp"]
             assert stage["sharded"] == []
+
+
+def test_all_processes_leave_out_what_one_of_them_cannot_read(runs, rows):
+    run = runs[MISREAD]
+    assert run["codes"] == [0, 0], run["stderr"][-5000:]
+    skipped = json.loads((Path(run["config"]["out"]) / "skipped.json").read_text())
+    assert [it["reason"] for it in skipped["bad"]] == ["input/output error"]
+    pictured = sum(1 for it in rows.data if it.get("image"))
+    assert run["stages"][0]["rows"] < runs["ddp"]["stages"][0]["rows"] <= pictured
 
 
 @pytest.mark.parametrize("name", KILLED)
