@@ -254,6 +254,8 @@ class TrainConfig(_Strict):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages must have different names, got {names}")
+        if "checkpoint" in names:
+            raise ValueError("no stage may be called checkpoint: the result's folder is")
         return self
 
 
