@@ -10,13 +10,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
 from tgalign.config import parse_config
 from tgalign.data.order import row_order
+from tgalign.errors import UserError
 from tgalign.train import train
+from tgalign.trainer import TGATrainer
 
 SUMMED = ("loss", "ce", "guide", "align", "rank")
 STEPS = 4
@@ -86,6 +89,7 @@ WAYS = {
     "fsdp2, texts on disk": {"parallel": "fsdp2", "cache_text": True},
 }
 MISREAD = "ddp, a picture misread by process 0"
+ALONE_AFTER = "fsdp2, process 1 killed, gone on alone"
 KILLED = {name: name + ", process 1 killed" for name in ("ddp", "fsdp2")}
 
 
@@ -97,6 +101,8 @@ def runs(settings, tmp_path_factory):
     jobs = {name: plain | {"config": settings(folder / name, **WAYS[name])} for name in WAYS}
     bad = settings(folder / MISREAD, max_bad_share=0.1)
     jobs[MISREAD] = {"config": bad, "kill": None, "misread": True}
+    sharded = settings(folder / ALONE_AFTER, **WAYS["fsdp2"])
+    jobs[ALONE_AFTER] = plain | {"config": sharded, "kill": ["stage2", 3]}
     for name, killed in KILLED.items():
         config = settings(folder / killed, **WAYS[name])
         jobs[killed] = plain | {"config": config, "kill": ["stage2", 3]}
@@ -182,6 +188,23 @@ def test_they_train_in_the_way_asked_for(name, runs):
         else:
             assert stage["ddp"]
             assert stage["sharded"] == []
+
+
+def test_one_process_goes_on_from_what_two_had_sharded(runs):
+    config = runs[ALONE_AFTER]["config"]
+    assert list(Path(config["out"]).glob("stage2/checkpoint-3/shards/*.safetensors"))
+    train(parse_config(config, "test"), progress_bar=False)
+    weights, lines = result(config)
+    straight, expected = result(runs["fsdp2"]["config"])
+    assert farthest(weights, straight) < 1e-5
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    assert lines[-1]["learning_rate"] == expected[-1]["learning_rate"]
+
+
+def test_two_processes_refuse_what_one_has_written_whole(tmp_path):
+    whole = SimpleNamespace(is_fsdp_enabled=True)
+    with pytest.raises(UserError, match=r"written by one process.*go on with one process"):
+        TGATrainer._load_from_checkpoint(whole, str(tmp_path))
 
 
 def test_all_processes_leave_out_what_one_of_them_cannot_read(runs, rows):
