@@ -128,6 +128,8 @@ class TGATrainer(Trainer):
             label_names=["labels"],
             dataloader_pin_memory=False,
             dataloader_num_workers=workers,
+            # The collator's closures and the rows' open file go to a fork alone.
+            dataloader_multiprocessing_context="fork" if workers else None,
             ddp_find_unused_parameters=False,  # every trained weight has a gradient in every pass
             ddp_broadcast_buffers=False,
             disable_tqdm=not progress_bar,

@@ -54,6 +54,12 @@ def test_decoders_that_tell_packed_texts_apart_are_known(kind, attention):
     assert packs(decoder(kind, attention)) == (kind != "opt")  # which masks by rows alone
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
+def test_half_precision_products_do_not_hide_that_texts_are_told_apart(kind):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packs(decoder(kind, "sdpa"))
+
+
 def test_a_decoder_that_mixes_texts_up_is_found_out(monkeypatch):
     model = decoder("llama", "eager")
     forward = model.forward

@@ -1,6 +1,7 @@
 """How a training computes and keeps its weights, by the options of a config."""
 
 import json
+import multiprocessing
 
 import pytest
 import torch
@@ -72,6 +73,22 @@ def test_gradients_are_compared_in_half_precision_too(name, run, rows, tmp_path)
     line = json.loads((tmp_path / "run/stage2/conflict.jsonl").read_text())
     assert all(norm > 0 for norm in line["guide_norm"])
     assert all(norm > 0 for norm in line["ce_norm"][:-1])
+
+
+def test_workers_are_forked_whatever_the_system_does_by_itself(run):
+    method = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        weights = run(workers=1)
+    finally:
+        multiprocessing.set_start_method(method, force=True)
+    assert farthest(weights, run("alone")) == 0
+
+
+def test_workers_are_refused_where_there_is_no_fork(run, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(UserError, match="set workers to 0"):
+        run(workers=1)
 
 
 @pytest.fixture
