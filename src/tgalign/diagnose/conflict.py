@@ -5,7 +5,7 @@ Shape suffixes: L layers, B rows, T tokens, D channels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,8 +35,9 @@ def gradient_conflict(task: AlignmentTask, batch: dict[str, Tensor]) -> dict[str
         ValueError: The guide loss carries no gradient, or there is none: the objective has weight 0
             or the batch no caption.
     """
+    inputs: dict[str, Any] = {**batch}
     # Not ``task(...)``, which accelerate makes return copies of half-precision states.
-    losses = type(task).forward(task, **batch, return_states=True)
+    losses = type(task).forward(task, **inputs, return_states=True)
     if "guide" not in losses or not losses["guide"].requires_grad:
         raise ValueError(
             "no guide loss to compare: the weight is 0, the form has no gradient, or no row has a "
