@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
@@ -42,7 +43,8 @@ class ConflictLog(TrainerCallback):
             return
         for name, batch in self.probes.items():
             moved = {key: value.to(args.device) for key, value in batch.items()}
-            found = gradient_conflict(self.task, moved)
+            with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+                found = gradient_conflict(self.task, moved)
             line: dict[str, Any] = {"step": state.global_step, "probe": name}
             line["layers"] = self.task.layers
             line |= {key: values_L.tolist() for key, values_L in found.items()}

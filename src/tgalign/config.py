@@ -165,7 +165,7 @@ class TrainConfig(_Strict):
         max_length: Longest row in tokens; longer rows are refused, never cut.
         precision: ``bf16`` computes matrix products in bfloat16; trained weights stay float32.
         frozen_weights: ``bf16`` keeps the weights that no stage trains, all but the adapters with
-            ``lora``, in bfloat16, at half the memory.
+            ``lora``, in bfloat16, at half the memory; in the checkpoint they are rounded too.
         attention: The attention implementation; ``eager`` is the fastest for tiny models on CPU.
         compile: Compile the layers of the LLM (``torch.compile``).
         activation_checkpointing: Keep only the input of every layer of the LLM and compute the rest
@@ -254,6 +254,8 @@ class TrainConfig(_Strict):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages must have different names, got {names}")
+        if "checkpoint" in names:
+            raise ValueError("no stage may be called checkpoint: the result's folder is")
         return self
 
 

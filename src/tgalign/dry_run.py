@@ -17,6 +17,7 @@ from tgalign.data.records import Record, read
 from tgalign.data.sources import image_root_of, open_source
 from tgalign.errors import UserError
 from tgalign.memory import FORMULA, part_sizes, stage_memory, trained_sizes
+from tgalign.parallel import share_of_accumulation
 from tgalign.pooling import parse_layers
 
 if TYPE_CHECKING:
@@ -54,11 +55,7 @@ def plan(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
     stages = []
     for stage in config.stages:
         parse_layers(stage.objective.layers, text.num_hidden_layers)
-        if stage.accumulation % processes:
-            raise UserError(
-                f"stage {stage.name}: {processes} processes cannot share {stage.accumulation} "
-                "forward passes a step evenly"
-            )
+        share_of_accumulation(stage.accumulation, stage.name, processes)
         rows = stage.batch_size * stage.accumulation
         trained = trained_sizes(sizes, config, stage)
         mean = _measured_tokens(config, stage)

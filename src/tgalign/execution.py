@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,8 @@ def set_up(model: Any, config: TrainConfig) -> None:
     Raises:
         UserError: It is not to be had here, or not of this model.
     """
+    if config.workers and "fork" not in multiprocessing.get_all_start_methods():
+        raise UserError("workers are forked, which this system cannot do: set workers to 0")
     if config.frozen_weights == "bf16":
         _set_precisions(model, config)
     if config.attention == "flex_attention" and not torch.accelerator.is_available():
@@ -115,12 +118,13 @@ def packs(decoder: Any) -> bool:
     positions = torch.cat([torch.arange(len(text), device=device) for text in texts])
     training = decoder.training
     decoder.eval()
-    together = decoder(
-        input_ids=ids_T[None], position_ids=positions[None], use_cache=False
-    ).last_hidden_state[0]
-    alone = torch.cat(
-        [decoder(input_ids=text[None], use_cache=False).last_hidden_state[0] for text in texts]
-    )
+    with torch.autocast(device.type, enabled=False):  # whose rounding would pass for a mixture
+        together = decoder(
+            input_ids=ids_T[None], position_ids=positions[None], use_cache=False
+        ).last_hidden_state[0]
+        alone = torch.cat(
+            [decoder(input_ids=text[None], use_cache=False).last_hidden_state[0] for text in texts]
+        )
     decoder.train(training)
     tolerance = 1e-3 if together.dtype == torch.float32 else 3e-2
     return bool((together - alone).norm() < tolerance * alone.norm())

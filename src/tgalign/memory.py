@@ -44,6 +44,8 @@ def part_sizes(model: Any, config: TrainConfig) -> dict[str, int]:
         ``vision``, ``projector``, ``llm`` (with its head) and ``adapters``, which ``lora`` would
         add: rank × (inputs + outputs) of each layer that gets one.
     """
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
     inner = model.model
     llm = [*inner.language_model.parameters(), *model.lm_head.parameters()]
     adapters = 0
@@ -51,8 +53,8 @@ def part_sizes(model: Any, config: TrainConfig) -> dict[str, int]:
         wanted = config.lora.target_modules
         for name, module in inner.language_model.named_modules():
             named = wanted is None or name.rsplit(".", 1)[-1] in wanted
-            if isinstance(module, nn.Linear) and named:
-                adapters += config.lora.r * (module.in_features + module.out_features)
+            if isinstance(module, (nn.Linear, Conv1D)) and named:
+                adapters += config.lora.r * sum(module.weight.shape)
     return {
         "vision": count(inner.vision_tower.parameters()),
         "projector": count(inner.multi_modal_projector.parameters()),
@@ -94,12 +96,13 @@ def stage_memory(
     shared = processes if config.parallel == "fsdp2" else 1
     objective = stage.objective
     copied = objective.reference == "frozen" and objective.weight > 0 and "llm" in trained
+    states_are_kept = config.cache_text and not config.probes
     decoder = count(model.model.language_model.parameters())
     return {
         "weights": (4 * (whole + adapters) + _frozen_bytes(config) * frozen) / shared,
         "gradients": 4 * sum(trained.values()) / shared,
         "optimizer": 8 * sum(trained.values()) / shared,
-        "reference": 4 * decoder if copied and not config.cache_text else 0,
+        "reference": 4 * decoder if copied and not states_are_kept else 0,
         "activations": _activations(model.config, config, stage),
     }
 

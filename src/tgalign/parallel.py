@@ -22,6 +22,13 @@ from tgalign.execution import layer_classes
 if TYPE_CHECKING:
     from tgalign.config import TrainConfig
 
+ENGINES_ASKED = [
+    engine
+    for engine in ("FSDP", "DEEPSPEED")
+    if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+]
+"""By the launcher: read once, as accelerate sets the same variable when it shards."""
+
 
 def connect(config: TrainConfig) -> PartialState:
     """Meet the other processes that ``torchrun`` or ``accelerate launch`` started, if any.
@@ -30,17 +37,15 @@ def connect(config: TrainConfig) -> PartialState:
         Who this process is; ``wait_for_everyone`` is the barrier.
 
     Raises:
-        UserError: The launcher asks for another engine than the recipe, or the processes cannot
-            share a step evenly.
+        UserError: The launcher asks for an engine, which the recipe has to name, or the processes
+            cannot share a step evenly.
     """
-    for flag, engine in (("FSDP", "fsdp2"), ("DEEPSPEED", "deepspeed")):
-        asked = os.environ.get(f"ACCELERATE_USE_{flag}", "false").lower() == "true"
-        if asked and config.parallel != engine:
-            raise UserError(
-                f"the launcher asks for {flag} and the recipe for {config.parallel}: launch with "
-                "torchrun or accelerate launch --multi_gpu, and set `parallel: ddp` or "
-                "`parallel: fsdp2` in the recipe (what is sharded is computed from the model)"
-            )
+    for engine in ENGINES_ASKED:
+        raise UserError(
+            f"the launcher asks for {engine}: launch with torchrun or accelerate launch "
+            "--multi_gpu, and set `parallel: ddp` or `parallel: fsdp2` in the recipe (what is "
+            "sharded is computed from the model)"
+        )
     processes = PartialState(
         cpu=not torch.accelerator.is_available(), timeout=timedelta(hours=12)
     )  # one process may write 100 GB while the others wait

@@ -122,8 +122,10 @@ class AlignmentTask(nn.Module):
             if pixel_values is None
             else {"image": self.lvlm.get_image_features(pixel_values, return_dict=True)}
         )
+        nothing = self._nothing_of_the_projector() if images is None else None
         outputs = self.lvlm(
-            input_ids=input_ids,
+            input_ids=input_ids if nothing is None else None,
+            inputs_embeds=None if nothing is None else self._embeddings(input_ids) + nothing,
             attention_mask=attention_mask,
             mm_encoder_outputs=images,
             labels=labels,
@@ -132,9 +134,6 @@ class AlignmentTask(nn.Module):
             use_cache=False,
         )
         losses: dict[str, Any] = {"loss": outputs.loss, "ce": outputs.loss}
-        if images is None:
-            # Its gradient is 0, not missing: processes that share a step must agree on that.
-            losses["loss"] = outputs.loss + self._nothing_of_the_projector()
         if not guided:
             return losses
         image_BT = input_ids == self.lvlm.config.image_token_id
@@ -242,9 +241,18 @@ class AlignmentTask(nn.Module):
     def _decoder(self) -> nn.Module:
         return cast("nn.Module", self.lvlm.model.language_model)
 
-    def _nothing_of_the_projector(self) -> Tensor | float:
+    def _embeddings(self, input_ids: Tensor) -> Tensor:
+        return cast("Tensor", self.lvlm.get_input_embeddings()(input_ids))
+
+    def _nothing_of_the_projector(self) -> Tensor | None:
+        """Zero, made of the trained projector, for batches without a picture.
+
+        Added to the embeddings, it makes gradients flow as they do with a picture: processes that
+        share a step must agree on what has a gradient, and under FSDP2 on the layers it passes.
+        """
         weights = self.lvlm.model.multi_modal_projector.parameters()
-        return sum((weight.sum() * 0.0 for weight in weights if weight.requires_grad), 0.0)
+        trained = [weight.sum() * 0.0 for weight in weights if weight.requires_grad]
+        return torch.stack(trained).sum() if trained else None
 
     def _center(self) -> Tensor | None:
         return self.center_LD if self.objective.similarity == "centered_cosine" else None

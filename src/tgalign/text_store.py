@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, read_json, write_json
+from tgalign.files import INCOMPLETE, read_json, sha256, write_json
 
 # Shape legend: N texts, L layers, D channels, X bytes of a key.
 
@@ -83,7 +83,7 @@ class TextStore:
         save_file(
             {"states_NLD": states_NLD, "keys_NX": keys_NX.view(len(keys), -1).clone()}, beside
         )
-        about = {"texts": len(keys), "bytes": beside.stat().st_size, "sha256": _sha256(beside)}
+        about = {"texts": len(keys), "bytes": beside.stat().st_size, "sha256": sha256(beside)}
         beside.replace(self.folder / name)
         return {name: about}
 
@@ -99,7 +99,7 @@ class TextStore:
         path = self.folder / name
         if not path.is_file() or path.stat().st_size != about["bytes"]:
             raise UserError(f"{path} is missing or cut short: remove {self.folder}")
-        if PartialState().is_main_process and _sha256(path) != about["sha256"]:
+        if PartialState().is_main_process and sha256(path) != about["sha256"]:
             raise UserError(f"{path} is damaged (SHA-256 differs): remove {self.folder}")
 
     def _add_to_index(self, name: str) -> None:
@@ -118,11 +118,6 @@ def weights_sha256(model: nn.Module) -> str:
             flat = weight.detach().cpu().contiguous().flatten()
             digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(num_bytes: int) -> str:

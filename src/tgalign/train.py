@@ -53,7 +53,7 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
     checkpoint = config.out / "checkpoint"
     processes = connect(config)
     _claim(config)
-    trained = checkpoint.is_dir()
+    trained = (checkpoint / "config.json").is_file()
     processes.wait_for_everyone()  # all have looked before any writes
     while not trained:
         trained = _train_stages(config, checkpoint, processes, progress_bar)

@@ -37,6 +37,7 @@ from tgalign.config import StageConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord
 from tgalign.data.order import row_order
+from tgalign.errors import UserError
 from tgalign.files import read_json, write_json
 from tgalign.parallel import (
     fsdp_arguments,
@@ -127,6 +128,8 @@ class TGATrainer(Trainer):
             label_names=["labels"],
             dataloader_pin_memory=False,
             dataloader_num_workers=workers,
+            # The collator's closures and the rows' open file go to a fork alone.
+            dataloader_multiprocessing_context="fork" if workers else None,
             ddp_find_unused_parameters=False,  # every trained weight has a gradient in every pass
             ddp_broadcast_buffers=False,
             disable_tqdm=not progress_bar,
@@ -285,9 +288,15 @@ class TGATrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        if self.is_fsdp_enabled:
-            load_sharded_weights(self.task, Path(resume_from_checkpoint) / SHARDS)
+        shards = Path(resume_from_checkpoint) / SHARDS
+        if shards.is_dir():
+            load_sharded_weights(self.task, shards)
             return
+        if self.is_fsdp_enabled:
+            raise UserError(
+                f"{resume_from_checkpoint} was written by one process, whole, and several cannot "
+                "shard it: go on with one process"
+            )
         weights = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         unexpected = self.task.load_state_dict(weights, strict=False).unexpected_keys
         assert not unexpected, unexpected
@@ -302,7 +311,7 @@ class TGATrainer(Trainer):
             write_json(Path(output_dir) / SCHEDULER, scheduler.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.is_fsdp_enabled or checkpoint is None:
+        if checkpoint is None or not (Path(checkpoint) / SHARDS).is_dir():
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         optimizer, scheduler = self._prepared()

@@ -1,7 +1,8 @@
 """Train on two processes, as ``torchrun`` would start them; run by test_parallel_trajectory.
 
-Reads a list of ``{"config", "kill"}`` from stdin, where ``kill`` is null or a stage and a step in
-whose last batch process 1 kills itself. Prints a JSON line per run: the processes' exit codes and,
+Reads a list of ``{"config", "kill", "misread"}`` from stdin, where ``kill`` is null or a stage and
+a step in whose last batch process 1 kills itself, and ``misread`` whether process 0 fails to read
+the first picture that it opens. Prints a JSON line per run: the processes' exit codes and,
 per stage, how process 1 trained it. Every process is a fork, so that torch is imported once.
 """
 
@@ -16,6 +17,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+import tgalign.data.records
 import tgalign.train
 from tgalign.config import parse_config
 from tgalign.trainer import TGATrainer
@@ -34,6 +36,7 @@ def facts(trainer: TGATrainer) -> dict:
             getattr(module, "gradient_checkpointing", False) is True and module.training
             for module in trainer.task.lvlm.model.language_model.layers
         ),
+        "rows": len(trainer._rows.dataset),
         "passes": trainer.args.gradient_accumulation_steps,
     }
 
@@ -57,13 +60,27 @@ def wire(kill: list | None, notes: int) -> None:
     TGATrainer.compute_loss, TGATrainer.train_or_resume = compute_loss, train_or_resume
 
 
+def misread_one() -> None:
+    """Make this process fail once where it opens a picture, as a network's disk may."""
+    check = tgalign.data.records.check_image
+    failed = []
+
+    def check_image(picture):
+        if not failed:
+            failed.append(picture)
+            raise ValueError("input/output error")
+        check(picture)
+
+    tgalign.data.records.check_image = check_image
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def run(config: dict, kill: list | None) -> dict:
+def run(config: dict, kill: list | None, misread: bool) -> dict:
     port = str(free_port())
     read, write = os.pipe()
     children = []
@@ -74,6 +91,8 @@ def run(config: dict, kill: list | None) -> dict:
             os.environ |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             if rank == "1":
                 wire(kill, write)
+            elif misread:
+                misread_one()
             code = 1
             try:
                 tgalign.train.train(parse_config(config, "test"), progress_bar=False)
@@ -98,7 +117,7 @@ def main() -> None:
     torch.set_num_threads(1)
     gc.freeze()  # what is imported needs no looking through, again and again in every process
     for job in json.load(sys.stdin):
-        print(json.dumps(run(job["config"], job["kill"])), flush=True)
+        print(json.dumps(run(**job)), flush=True)
 
 
 if __name__ == "__main__":

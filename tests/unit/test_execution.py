@@ -54,6 +54,15 @@ def test_decoders_that_tell_packed_texts_apart_are_known(kind, attention):
     assert packs(decoder(kind, attention)) == (kind != "opt")  # which masks by rows alone
 
 
+def test_packing_is_checked_in_whole_precision_where_products_are_in_half():
+    model, rounded = decoder("llama", "sdpa"), []
+    model.register_forward_pre_hook(lambda *_: rounded.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packs(model)
+    assert rounded
+    assert not any(rounded)
+
+
 def test_a_decoder_that_mixes_texts_up_is_found_out(monkeypatch):
     model = decoder("llama", "eager")
     forward = model.forward

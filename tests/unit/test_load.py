@@ -207,3 +207,17 @@ def test_a_refused_row_that_is_bad_is_no_companion(data, config, rows, monkeypat
     out = train(config(path, **changes), progress_bar=False).parent
     (problem,) = json.loads((out / SKIPPED).read_text())["bad_by_stage"]["one"]
     assert "more than the limit" in problem["reason"]
+
+
+def test_a_stage_may_not_be_called_as_the_folder_of_the_result(data, config):
+    stage = STAGES[0] | {"name": "checkpoint"}
+    with pytest.raises(ValueError, match="no stage may be called checkpoint"):
+        config(data(), stages=[stage])
+
+
+def test_a_folder_without_a_checkpoint_is_no_trained_run(data, config):
+    settings = config(data(), stages=STAGES[:1])
+    path = train(settings, progress_bar=False)
+    shutil.rmtree(path)
+    path.mkdir()
+    assert (train(settings, progress_bar=False) / "config.json").is_file()

@@ -1,7 +1,10 @@
 """What is refused before processes meet, and how a step is shared."""
 
+import runpy
+
 import pytest
 
+import tgalign.parallel
 from tgalign.config import parse_config
 from tgalign.errors import UserError
 from tgalign.parallel import connect, share_of_accumulation
@@ -30,19 +33,14 @@ def test_a_step_is_shared_evenly_or_not_at_all():
         share_of_accumulation(8, "one", 3)
 
 
-@pytest.mark.parametrize(
-    ("flag", "parallel", "message"),
-    [
-        ("ACCELERATE_USE_FSDP", "ddp", "asks for FSDP and the recipe for ddp"),
-        ("ACCELERATE_USE_DEEPSPEED", "fsdp2", "asks for DEEPSPEED and the recipe for fsdp2"),
-    ],
-)
-def test_a_launcher_that_asks_for_another_engine_is_refused(
-    flag, parallel, message, config, monkeypatch
-):
-    monkeypatch.setenv(flag, "true")
-    with pytest.raises(UserError, match=message):
-        connect(config(parallel=parallel))
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_asks_for_an_engine_is_refused(engine, parallel, config, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    connect(config(parallel=parallel))  # set by accelerate itself, in a training before
+    started = runpy.run_path(tgalign.parallel.__file__)
+    with pytest.raises(UserError, match=f"the launcher asks for {engine}"):
+        started["connect"](config(parallel=parallel))
 
 
 def test_one_process_is_alone(config):

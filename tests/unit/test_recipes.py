@@ -5,10 +5,12 @@ import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from transformers import AutoConfig, AutoModel
 
 from tgalign.config import load_config, parse_config
 from tgalign.dry_run import meta_model, plan
@@ -210,6 +212,15 @@ def test_adapters_are_counted_as_peft_makes_them(targets, tmp_path, checkpoint, 
     assert sizes["adapters"] == count(made.parameters()) - before
 
 
+def test_adapters_of_gpt2_s_own_linear_layers_are_counted(tmp_path, checkpoint):
+    config = AutoConfig.for_model("gpt2", vocab_size=8, n_embd=8, n_layer=1, n_head=2)
+    parts = {"language_model": AutoModel.from_config(config)}
+    parts |= {"vision_tower": torch.nn.Identity(), "multi_modal_projector": torch.nn.Identity()}
+    model = SimpleNamespace(model=SimpleNamespace(**parts), lm_head=torch.nn.Identity())
+    sizes = part_sizes(model, recipe_of(tmp_path, checkpoint, lora={"r": 2}))
+    assert sizes["adapters"] == 2 * (8 + 24 + 8 + 8 + 8 + 32 + 32 + 8)
+
+
 WAYS = {
     "projector": {"stage": {"train": ["projector"]}},
     "llm": {},
@@ -298,6 +309,7 @@ def test_checkpointing_keeps_less_and_sharding_shares(tmp_path, checkpoint, llav
     decoder = count(llava.model.language_model.parameters())
     assert memory(**frozen)["reference"] == 4 * decoder
     assert memory(**frozen, cache_text=True)["reference"] == 0
+    assert memory(**frozen, cache_text=True, probes={"p": "p"})["reference"] == 4 * decoder
     assert memory(**frozen, lora={"r": 2})["reference"] == 0
 
 

@@ -149,6 +149,17 @@ def test_weight_0_is_plain_llava_training_bit_for_bit(llava, batch):
         torch.testing.assert_close(model(**plain).loss, loss)  # the mean that is their default
 
 
+def test_texts_alone_are_plain_llava_training_bit_for_bit(llava, only):
+    batch = only(LEGAL["texts alone"])
+    names = ("input_ids", "attention_mask", "labels")
+    loss = llava(**{name: batch[name] for name in names}, use_cache=False).loss
+    loss.backward()
+    losses, found = backward(llava, batch, {"weight": 0.0})
+    assert torch.equal(losses["loss"], loss)
+    expected = {name: g for name, g in gradients(llava).items() if g is not None}
+    assert same({name: found[name] for name in expected}, expected)
+
+
 def test_released_without_gradient_trains_what_weight_0_trains(llava, batch):
     _, plain = backward(llava, batch, {"weight": 0.0})
     losses, nograd = backward(llava, batch, {"form": "released_nograd"})

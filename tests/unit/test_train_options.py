@@ -1,5 +1,8 @@
 """How a training computes and keeps its weights, by the options of a config."""
 
+import json
+import multiprocessing
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -58,6 +61,34 @@ def test_what_is_not_trained_is_kept_in_half_precision(name, run, tmp_path):
     assert found == {key for key in weights if not whole.isdisjoint(key.split("."))}
     assert all(weight.isfinite().all() for weight in weights.values())
     assert farthest(weights, run("whole", parts=parts, objective=objective, **options)) < 0.05
+
+
+@pytest.mark.parametrize("name", ["projector", "adapters"])
+def test_gradients_are_compared_in_half_precision_too(name, run, rows, tmp_path):
+    parts, options, _ = KEPT[name]
+    probe = rows.path.with_name("probe.jsonl")
+    kept = [it for it in rows.data if it.get("caption") and len(it.get("messages", [])) > 1]
+    probe.write_text("".join(json.dumps(it) + "\n" for it in kept[:4]))
+    run(parts=parts, steps=1, probes={"one": str(probe)}, **HALF, **options)
+    line = json.loads((tmp_path / "run/stage2/conflict.jsonl").read_text())
+    assert all(norm > 0 for norm in line["guide_norm"])
+    assert all(norm > 0 for norm in line["ce_norm"][:-1])
+
+
+def test_workers_are_forked_whatever_the_system_does_by_itself(run):
+    method = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        weights = run(workers=1)
+    finally:
+        multiprocessing.set_start_method(method, force=True)
+    assert farthest(weights, run("alone")) == 0
+
+
+def test_workers_are_refused_where_there_is_no_fork(run, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(UserError, match="set workers to 0"):
+        run(workers=1)
 
 
 @pytest.fixture

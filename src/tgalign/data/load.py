@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.progress import track
 
@@ -25,7 +27,9 @@ UNPACKED = f"images{INCOMPLETE}"
 class TrainingData:
     """The records of a run, and why rows are left out of it.
 
-    A run that goes on leaves out the rows that it left out when it began, and opens no picture.
+    A run that goes on leaves out the rows that it left out when it began, and opens no picture. Of
+    several processes the first opens the pictures, and all leave out what it finds bad: a picture
+    that only one of them fails to read must not give it other rows than the rest.
 
     Args:
         data: A file or folder (``tgalign.data.sources``).
@@ -39,7 +43,7 @@ class TrainingData:
 
     Raises:
         UserError: The data or the image root is missing, too many rows are bad, or the data is not
-            that with which the run began.
+            that with which the run began, or that of the first process.
     """
 
     def __init__(
@@ -57,7 +61,12 @@ class TrainingData:
         self._bad_by_stage: dict[str, list[Problem]] = {}
         source = open_source(data)
         self._name = source.name
-        began = read_json(out / SKIPPED) if (out / SKIPPED).is_file() else None
+        processes = PartialState()
+        first = processes.is_main_process
+        if first:
+            began = read_json(out / SKIPPED) if (out / SKIPPED).is_file() else None
+        else:
+            (began,) = broadcast_object_list([None])
         known = {} if began is None else {it["row"]: it["reason"] for it in began["bad"]}
         self._bad: list[Problem] = []
 
@@ -74,7 +83,15 @@ class TrainingData:
                     yield it
 
         self.records: Sequence[Record] = spool_records(good())
+        if first:
+            found = {"rows": self._rows, "bad": [asdict(it) for it in self._bad]}
+            broadcast_object_list([found])
         if began is not None and (self._rows, len(self._bad)) != (began["rows"], len(known)):
+            if not first:
+                raise UserError(
+                    f"process {processes.process_index} finds other rows in {data} than the first "
+                    "one: all must see the same files"
+                )
             raise UserError(
                 f"{data} has changed since the run at {out} began with it: name another folder as "
                 "out, or bring the data back"

@@ -5,7 +5,7 @@ Shape suffixes: L layers, B rows, T tokens, D channels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,7 +35,9 @@ def gradient_conflict(task: AlignmentTask, batch: dict[str, Tensor]) -> dict[str
         ValueError: The guide loss carries no gradient, or there is none: the objective has weight 0
             or the batch no caption.
     """
-    losses = task(**batch, return_states=True)
+    inputs: dict[str, Any] = {**batch}
+    # Not ``task(...)``, which accelerate makes return copies of half-precision states.
+    losses = type(task).forward(task, **inputs, return_states=True)
     if "guide" not in losses or not losses["guide"].requires_grad:
         raise ValueError(
             "no guide loss to compare: the weight is 0, the form has no gradient, or no row has a "
@@ -48,10 +50,17 @@ def gradient_conflict(task: AlignmentTask, batch: dict[str, Tensor]) -> dict[str
             losses[name],
             losses["hidden_states"],
             retain_graph=name == "ce",
-            materialize_grads=True,
+            allow_unused=True,
         )
+        unused = all(g_BTD is None for g_BTD in found)
+        assert name == "ce" or not unused, "the states compared are not those the guide reads"
         gradients[name] = torch.stack(
-            [g_BTD.float().where(image_BT1, 0.0).flatten(1) for g_BTD in found]
+            [
+                torch.zeros_like(state_BTD, dtype=torch.float32).flatten(1)
+                if g_BTD is None
+                else g_BTD.float().where(image_BT1, 0.0).flatten(1)
+                for g_BTD, state_BTD in zip(found, losses["hidden_states"], strict=True)
+            ]
         )
     ce_LBX, guide_LBX = gradients["ce"], gradients["guide"]
     return {
