@@ -28,6 +28,8 @@ FORMULA = (
     "layers × a layer's input; the ends are projector, embeddings, head, loss and the gradient of "
     "the logits",
     "fsdp2 shares weights, gradients and optimizer among the processes, ddp nothing",
+    "loading: what the weights take beyond the rest before fsdp2 shares them, when every process "
+    "has them all on its device",
     "not counted: fragmentation, and the passes of pictures and texts that keep nothing",
 )
 
@@ -81,7 +83,7 @@ def stage_memory(
         processes: How many processes share it.
 
     Returns:
-        ``weights``, ``gradients``, ``optimizer``, ``reference`` and ``activations``.
+        ``weights``, ``gradients``, ``optimizer``, ``reference``, ``activations`` and ``loading``.
     """
     sizes = part_sizes(model, config)
     trained = trained_sizes(sizes, config, stage)
@@ -98,13 +100,15 @@ def stage_memory(
     copied = objective.reference == "frozen" and objective.weight > 0 and "llm" in trained
     states_are_kept = config.cache_text and not config.probes
     decoder = count(model.model.language_model.parameters())
-    return {
-        "weights": (4 * (whole + adapters) + _frozen_bytes(config) * frozen) / shared,
+    weights = 4 * (whole + adapters) + _frozen_bytes(config) * frozen
+    uses = {
+        "weights": weights / shared,
         "gradients": 4 * sum(trained.values()) / shared,
         "optimizer": 8 * sum(trained.values()) / shared,
         "reference": 4 * decoder if copied and not states_are_kept else 0,
         "activations": _activations(model.config, config, stage),
     }
+    return uses | {"loading": max(0.0, weights - sum(uses.values()))}
 
 
 def _frozen_bytes(config: TrainConfig) -> int:

@@ -305,6 +305,9 @@ def test_checkpointing_keeps_less_and_sharding_shares(tmp_path, checkpoint, llav
     shared = memory(2, parallel="fsdp2")
     for use in ("weights", "gradients", "optimizer"):
         assert shared[use] == plain[use] / 2 == memory(2)[use] / 2
+    assert plain["loading"] == 0  # weights, gradients and optimizer take more
+    many = memory(1000, parallel="fsdp2", activation_checkpointing=True)
+    assert sum(many.values()) >= plain["weights"]
     frozen = {"stage": {"objective": {"reference": "frozen"}}}
     decoder = count(llava.model.language_model.parameters())
     assert memory(**frozen)["reference"] == 4 * decoder
