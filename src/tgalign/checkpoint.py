@@ -130,7 +130,9 @@ def _load_model(path: Path, model_class: Any, dtype: Any) -> Any:
             output_loading_info=True,
         )
     except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as fault:
-        raise UserError(f"the checkpoint at {path} cannot be loaded: {fault}") from None
+        # transformers adds the names of all model classes it knows
+        reason = str(fault).split("Model type should be one of")[0].strip()
+        raise UserError(f"the checkpoint at {path} cannot be loaded: {reason}") from None
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UserError(

@@ -276,7 +276,9 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as end:
         if end.code == 130:  # what typer makes of a KeyboardInterrupt
-            typer.echo("tgalign: interrupted; the same command goes on where it was", err=True)
+            typer.echo(
+                "tgalign: interrupted; the same command goes on from what was finished", err=True
+            )
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -303,8 +304,18 @@ def parse_config(data: dict[str, Any], source: str) -> TrainConfig:
         for error in fault.errors():
             where = ".".join(str(part) for part in error["loc"]) or "(whole file)"
             given = "" if error["type"] == "missing" else f", got {error['input']!r:.80}"
+            if error["type"] == "extra_forbidden":
+                given += _meant(str(error["loc"][-1]))
             lines.append(f"  {where}: {error['msg']}{given}")
         raise UserError(f"{source} is not a valid training config:\n" + "\n".join(lines)) from None
+
+
+def _meant(name: str) -> str:
+    """A setting that an unknown name is close to, as a question."""
+    schemas = (TrainConfig, StageConfig, ObjectiveConfig, SyntheticConfig, LoraConfig)
+    known = {field for schema in schemas for field in schema.model_fields}
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def load_config(path: Path) -> TrainConfig:

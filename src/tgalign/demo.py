@@ -89,7 +89,7 @@ def run_demo(
             first = sorted(["base", *arms], key=lambda arm: arm != "tga")
             watch = _bars(run, first) if jobs > 1 else None
             work: list[Job] = [(arm, _run_arm, (arm, run, jobs == 1)) for arm in first]
-            found = crew.run(f"seed {seed}: arms done", work, watch)
+            found = crew.run(f"seed {seed}: models done", work, watch)
             measured[seed] = {arm: found[arm] for arm in ["base", *arms]}
     gallery = _save_gallery(out, demo_suite(0, style, smoke), measured[0])
     results = assemble_results(measured, gallery, settings)

@@ -149,7 +149,7 @@ def title(results: dict[str, Any]) -> str:
     return (
         f"{warning}condition {results['condition']} ({share} toxic pictures), {results['style']}, "
         f"seeds {', '.join(map(str, results['seeds']))}, {results['seconds'] / 60:.0f} minutes of "
-        "computing: rate [95 % Wilson interval] n"
+        "computing, summed over arms: rate [95 % Wilson interval] n"
     )
 
 

@@ -110,7 +110,7 @@ def test_without_gradio_it_says_what_to_install(
     tmp_path: Path, own_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match=r"pip install 'tgalign\[app\]'"):
+    with pytest.raises(UserError, match=r"pip install -e"):
         run_app([tmp_path], host="127.0.0.1", port=0, roots=[], demo=tmp_path)
 
 

@@ -77,7 +77,12 @@ WRONG = {
     "layers of no kind": ({"objective": {"layers": "deep"}}, "'deep'", 'expected "all"'),
     "layers empty": ({"objective": {"layers": []}}, "names no layer"),
     "layers a fraction": ({"objective": {"layers": 1.5}}, "stages.0.objective.layers", "1.5"),
-    "unknown objective key": ({"objective": {"wieght": 1}}, "stages.0.objective.wieght", "Extra"),
+    "unknown objective key": (
+        {"objective": {"wieght": 1}},
+        "stages.0.objective.wieght",
+        "Extra",
+        "did you mean weight?",
+    ),
     "unknown stage key": ({"stage": {"lr": 1}}, "stages.0.lr", "Extra inputs are not permitted"),
     "unknown key": ({"epochs": 3}, "epochs", "Extra inputs are not permitted, got 3"),
     "precision": ({"precision": "fp16"}, "precision", "'fp32' or 'bf16'", "'fp16'"),
@@ -316,7 +321,7 @@ def test_an_interrupt_says_how_to_go_on(tgalign, recipe, monkeypatch):
     monkeypatch.setattr("tgalign.train.train", stop)
     status, _, err = tgalign("train", recipe())
     assert status == 130
-    assert "the same command goes on where it was" in err
+    assert "the same command goes on from what was finished" in err
 
 
 HELP = {

@@ -218,9 +218,9 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_run_is_not_mixed_up(tmp_path: Path) -> None:
     run(Echo(), items("a"), tmp_path)
-    with pytest.raises(UserError, match="evaluation with another questions"):
+    with pytest.raises(UserError, match=r"another evaluation \(questions differ"):
         run(Echo(), items("b"), tmp_path)
-    with pytest.raises(UserError, match="evaluation with another model"):
+    with pytest.raises(UserError, match=r"another evaluation \(model"):
         run(Echo(name="other"), items("a"), tmp_path)
     (tmp_path / "run.json").unlink()
     with pytest.raises(UserError, match="of unknown origin"):

@@ -69,7 +69,9 @@ def run_app(
 
         import gradio  # noqa: F401  isort:skip
     except ImportError:
-        raise UserError("the page needs gradio: pip install 'tgalign[app]'") from None
+        raise UserError(
+            "the page needs gradio: pip install -e '.[app]' in the clone of tgalign"
+        ) from None
     from tgalign.app.audit import Audits
     from tgalign.app.models import load_models
 

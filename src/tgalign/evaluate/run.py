@@ -190,8 +190,8 @@ def _check_same_run(out: Path, state: dict[str, Any]) -> None:
         if found != state:
             changed = [key for key in state if found.get(key) != state[key]]
             raise UserError(
-                f"{out} holds an evaluation with another {' and other '.join(changed)}: choose "
-                "another --out, or remove it"
+                f"{out} holds another evaluation ({', '.join(changed)} differ: the checkpoint, or "
+                "--suite, --condition, --limit, --seed): choose another --out, or remove it"
             )
     elif (out / ITEMS).is_file():
         raise UserError(f"{out} holds {ITEMS} of unknown origin: choose another --out")

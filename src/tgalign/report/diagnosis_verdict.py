@@ -98,7 +98,7 @@ def _patched(diagnosis: Mapping[str, Any]) -> str:
     shifted = best_patch(diagnosis, "mean_caption")
     if shifted is not None:
         at_most = "at most " if share(shifted["mean_caption"]) else ""
-        where = f"at state {shifted['layer']}" if at_most else "at any state"
+        where = f"at state {shifted['layer']}" if at_most else "at any state patched"
         text += (
             f", and {at_most}{rate_text(shifted['mean_caption'])} once their mean alone is, {where}"
         )
