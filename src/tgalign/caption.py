@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from tgalign.data.pictures import check_image
+from tgalign.data.pictures import read_picture
 from tgalign.data.records import Problem, read
 from tgalign.data.shapes import as_ours
 from tgalign.data.sources import Raw, Source, image_root_of, open_source, with_bar
@@ -144,7 +144,7 @@ def _captions(
             pictures, faults = {}, {}
             for path in batch:
                 try:
-                    check_image(path)
+                    read_picture(path)
                     with Image.open(path) as picture:
                         pictures[path] = picture.convert("RGB")
                 except (ValueError, OSError) as fault:  # OSError: gone since it was checked

@@ -62,16 +62,16 @@ def wire(kill: list | None, notes: int) -> None:
 
 def misread_one() -> None:
     """Make this process fail once where it opens a picture, as a network's disk may."""
-    check = tgalign.data.records.check_image
+    check = tgalign.data.records.read_picture
     failed = []
 
-    def check_image(picture):
+    def read_picture(picture):
         if not failed:
             failed.append(picture)
             raise ValueError("input/output error")
         check(picture)
 
-    tgalign.data.records.check_image = check_image
+    tgalign.data.records.read_picture = read_picture
 
 
 def free_port() -> int:

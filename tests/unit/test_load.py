@@ -114,7 +114,7 @@ def test_a_run_that_goes_on_leaves_out_the_same_rows_and_opens_no_picture(
     made.out.mkdir()
     began.write(made.out)
     (root / "none.png").write_bytes((root / rows.data[0].get("image", "00.png")).read_bytes())
-    monkeypatch.setattr(reading, "check_image", lambda _: pytest.fail("opened"))
+    monkeypatch.setattr(reading, "read_picture", lambda _: pytest.fail("opened"))
     again = TrainingData(made.records, root, **options)
     assert list(again.records) == list(began.records)
     again.write(made.out)

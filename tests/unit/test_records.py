@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tgalign.data import records as module
-from tgalign.data.pictures import MAX_PIXELS, check_image
+from tgalign.data.pictures import MAX_PIXELS, read_picture
 from tgalign.data.records import (
     DEFAULT_QUESTION,
     Problem,
@@ -213,7 +213,7 @@ def test_a_row_that_is_not_utf8_is_a_problem(tmp_path):
 def test_a_picture_at_the_limit_of_pixels_is_opened(tmp_path, png_header):
     (tmp_path / "limit.png").write_bytes(png_header(8_000, MAX_PIXELS // 8_000))
     with pytest.raises(ValueError, match="cannot be read"):  # too large would be said first
-        check_image(tmp_path / "limit.png")
+        read_picture(tmp_path / "limit.png")
 
 
 def test_a_missing_file_root_or_content_is_the_users_mistake(tmp_path):
@@ -333,7 +333,7 @@ def test_a_damaged_picture_is_a_problem_or_decodes(kind, tmp_path):
             del data[rng.randrange(len(data)) :]
         path.write_bytes(data)
         try:
-            check_image(path)
+            read_picture(path)
         except ValueError as fault:
             refused += 1
             assert str(path) in str(fault)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MAX_PIXELS = 64_000_000
 """A larger picture is refused unread, as a decompression bomb."""
@@ -31,31 +34,29 @@ def inside(root: Path, name: Any) -> Path:
     return path
 
 
-def check_image(picture: Path | bytes) -> None:
-    """Check that a picture exists, is no decompression bomb, and decodes.
+def read_picture(picture: Path | bytes) -> Image:
+    """Read a picture, in RGB.
 
     Args:
         picture: Its path, or the bytes of its file.
 
     Raises:
-        ValueError: Saying which of these fails.
+        ValueError: It does not exist, does not decode, or is a decompression bomb.
     """
     from PIL import Image, UnidentifiedImageError
 
     name = "in the row" if isinstance(picture, bytes) else str(picture)
-    width = height = 0
     try:
         if isinstance(picture, Path) and not picture.is_file():
             raise FileNotFoundError
         with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
             width, height = opened.size
             if width * height <= MAX_PIXELS:
-                opened.convert("RGB")
+                return opened.convert("RGB")
     except FileNotFoundError:
         raise ValueError(f"image {name} does not exist") from None
     except UnidentifiedImageError:
         raise ValueError(f"image {name} is no picture that PIL can read") from None
     except Exception as fault:  # decoders fail on damaged files in any way
         raise ValueError(f"image {name} cannot be read: {fault}") from None
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"image {name} has {width}×{height} pixels, more than {MAX_PIXELS:,}")
+    raise ValueError(f"image {name} has {width}×{height} pixels, more than {MAX_PIXELS:,}")

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tgalign.data.pictures import check_image, inside
+from tgalign.data.pictures import inside, read_picture
 from tgalign.data.shapes import DEFAULT_QUESTION, IMAGE_TOKEN, as_ours
 from tgalign.data.sources import Data, Raw, Source, open_source
 from tgalign.errors import UserError
@@ -106,7 +106,7 @@ def read(
         try:
             record, picture = _parse(raw, root, table=source.table)
             if verify and record.image is not None and record.image not in good:
-                check_image(record.image if picture is None else picture)
+                read_picture(record.image if picture is None else picture)
                 good.add(record.image)
             if picture is not None and unpack is not None:
                 record = replace(record, image=_unpacked(picture, unpack))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tgalign.data.pictures import check_image
+from tgalign.data.pictures import read_picture
 from tgalign.data.records import Problem, require_all_good
 from tgalign.diagnose.attention import Box
 from tgalign.errors import UserError
@@ -196,7 +196,7 @@ def _checked(line: str, root: Path) -> _Row:
     path = (root / row.image).resolve()
     if not path.is_relative_to(root):
         raise ValueError(f"image {row.image!r} leads outside the folder {root}")
-    check_image(path)
+    read_picture(path)
     if bool(row.scene) == bool(row.matches):
         raise ValueError("a toxic picture has a scene, a harmless one `matches`, and none has both")
     if row.toxic_text and row.toxic_text.casefold() not in row.caption.casefold():

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tgalign.data.pictures import read_picture
 from tgalign.data.records import Record, parse_record
 from tgalign.errors import UserError
 from tgalign.files import INCOMPLETE, read_json, sha256, write_json, write_text
 from tgalign.retrieval.approximate import recall_at
-from tgalign.retrieval.embed import Embedder, read_picture
+from tgalign.retrieval.embed import Embedder
 from tgalign.retrieval.index import MANIFEST, Index
 from tgalign.retrieval.jobs import Engine, Worker, run_shards
 from tgalign.retrieval.nearest import Found, Rules, nearest, shuffle

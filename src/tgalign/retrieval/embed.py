@@ -17,7 +17,6 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from tgalign.data.pictures import MAX_PIXELS
 from tgalign.errors import UserError
 from tgalign.files import read_json, sha256
 from tgalign.retrieval.exact import encode_texts, mean_states
@@ -141,28 +140,6 @@ class Embedder:
             found = self.model.get_image_features(pixels.to(self.model.device))
             parts.append(found.pooler_output.float().cpu())
         return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
-
-
-def read_picture(path: Path) -> Image:
-    """Read a picture, in RGB.
-
-    Raises:
-        ValueError: It is missing, no picture, damaged, or a decompression bomb.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height <= MAX_PIXELS:
-                return picture.convert("RGB")
-            size = f"{picture.width}×{picture.height}"
-    except FileNotFoundError:
-        raise ValueError(f"image {path} does not exist") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"image {path} is no picture that PIL can read") from None
-    except Exception as fault:  # decoders fail on damaged files in any way
-        raise ValueError(f"image {path} cannot be read: {fault}") from None
-    raise ValueError(f"image {path} has {size} pixels, more than {MAX_PIXELS:,}")
 
 
 def revision(path: str | Path) -> str:

@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
+from tgalign.data.pictures import read_picture
 from tgalign.files import write_text
 from tgalign.retrieval.attach import attach
 from tgalign.retrieval.build import build_index
-from tgalign.retrieval.embed import LAB, Embedder, read_picture
+from tgalign.retrieval.embed import LAB, Embedder
 from tgalign.retrieval.nearest import Rules
 
 # Shape legend: Q rows, D channels.

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from tgalign.data.pictures import read_picture
 from tgalign.errors import UserError
-from tgalign.retrieval.embed import Embedder, read_picture
+from tgalign.retrieval.embed import Embedder
 from tgalign.retrieval.exact import Retrieved
 from tgalign.retrieval.index import Index
 from tgalign.retrieval.nearest import Rules, nearest

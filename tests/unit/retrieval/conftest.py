@@ -9,11 +9,12 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="the index on disk needs the extra [retrieval]")
 
+from tgalign.data.pictures import read_picture
 from tgalign.lab.language import scene_caption
 from tgalign.lab.objects import benign_things
 from tgalign.lab.pictures import draw, sample_scene
 from tgalign.retrieval.build import build_index
-from tgalign.retrieval.embed import Embedder, read_picture
+from tgalign.retrieval.embed import Embedder
 
 TEXTS, PICTURES = 230, 11
 

@@ -21,11 +21,12 @@ from transformers import (
     SiglipModel,
 )
 
+from tgalign.data.pictures import read_picture
 from tgalign.errors import UserError
 from tgalign.lab.assets import ASSETS, LLM
 from tgalign.lab.base_clip import image_processor, to_pixels
 from tgalign.lab.pictures import SIZE
-from tgalign.retrieval.embed import Embedder, read_picture, revision
+from tgalign.retrieval.embed import Embedder, revision
 from tgalign.retrieval.exact import encode_pictures, text_inputs
 
 TEXTS = ["a dog .", "a red apple and a mug on a blue background .", "a cat", "a dog ."]
