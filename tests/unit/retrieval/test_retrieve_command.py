@@ -1,26 +1,8 @@
 """``tgalign retrieve``: from a corpus to records with R through the real command line."""
 
 import json
-import sys
 
 import pytest
-
-from tgalign import cli
-
-
-@pytest.fixture
-def tgalign(monkeypatch, capsys):
-    """A function that runs the command line and gives exit status, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tgalign", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        said = capsys.readouterr()
-        assert "Traceback" not in said.out + said.err
-        return exit_.value.code or 0, said.out, said.err
-
-    return run
 
 
 def test_a_corpus_becomes_an_index_that_is_asked_and_attached(
