@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from rich.progress import Progress, TaskID
 from tgalign.demo_results import assemble_results, markdown, print_results, versions
 from tgalign.errors import UserError
 from tgalign.files import claim, read_json, sha256, write_json, write_text
+from tgalign.metrics import read_metrics, stage_seconds
 from tgalign.workers import Job, available_cores, workers
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tgalign.lab.suite import LabSuite
 
 SCHEMA_VERSION = 2
+MEASUREMENT = "measurement.json"
 
 
 def run_demo(
@@ -84,13 +85,15 @@ def run_demo(
         for seed in range(num_seeds):
             console.print(f"[bold]seed {seed} ({seed + 1} of {num_seeds})")
             run = _Run(out / f"seed{seed}", seed, condition, share, style, smoke)
-            _prepare(run, console)
+            found = {arm: run.measured(arm) for arm in ["base", *arms]}
             # The longest first: what is left for the end is short.
-            first = sorted(["base", *arms], key=lambda arm: arm != "tga")
-            watch = _bars(run, first) if jobs > 1 else None
-            work: list[Job] = [(arm, _run_arm, (arm, run, jobs == 1)) for arm in first]
-            found = crew.run(f"seed {seed}: models done", work, watch)
-            measured[seed] = {arm: found[arm] for arm in ["base", *arms]}
+            todo = sorted((arm for arm in found if not found[arm]), key=lambda arm: arm != "tga")
+            if todo:
+                _prepare(run, console)
+                watch = _bars(run, todo) if jobs > 1 else None
+                work: list[Job] = [(arm, _run_arm, (arm, run, jobs == 1)) for arm in todo]
+                found |= crew.run(f"seed {seed}: models done", work, watch)
+            measured[seed] = found
     gallery = _save_gallery(out, demo_suite(0, style, smoke), measured[0])
     results = assemble_results(measured, gallery, settings)
     write_json(out / "results.json", results)
@@ -133,6 +136,35 @@ class _Run:
             smoke=self.smoke,
         )
 
+    def made_with(self, arm: str) -> dict[str, Any]:
+        """What a measurement of an arm depends on."""
+        from tgalign.lab.assets import check_assets
+
+        paths: Any = {"model": True, "records": True, "out": True, "synthetic": {"clip", "texts"}}
+        return {
+            "versions": versions(),
+            "assets": check_assets()["files"],
+            "data": asdict(self.size),
+            "training": self.config(arm).model_dump(mode="json", exclude=paths),
+        }
+
+    def measured(self, arm: str) -> dict[str, Any]:
+        """What was measured of a finished arm; empty if it is not finished.
+
+        Raises:
+            UserError: It was made with other settings, models or versions.
+        """
+        done = self.folder / arm / MEASUREMENT
+        if not done.is_file():
+            return {}
+        content: dict[str, Any] = read_json(done)
+        if content["made_with"] != self.made_with(arm):
+            raise UserError(
+                f"{done} was made with other settings, models or versions than these: give "
+                "another --out, or remove it"
+            )
+        return content
+
 
 def _prepare(run: _Run, console: Console) -> None:
     """Write what the arms share, unless it is there: the untrained LLaVA and the data."""
@@ -150,38 +182,14 @@ def _prepare(run: _Run, console: Console) -> None:
 
 
 def _run_arm(arm: str, run: _Run, progress_bar: bool) -> dict[str, Any]:
-    """Train and measure one arm (``base``: measure the untrained LLaVA), or read what is there."""
+    """Train and measure one arm (``base``: measure the untrained LLaVA), and keep the figures."""
     from tgalign.checkpoint import load_llava
-    from tgalign.lab.assets import check_assets
     from tgalign.lab.measure import measure
     from tgalign.train import train
 
     folder, config = run.folder, run.config(arm)
-    made_with = {
-        "versions": versions(),
-        "assets": check_assets()["files"],
-        "data": asdict(run.size),
-        "training": config.model_dump(
-            mode="json",
-            exclude={
-                "model": True,
-                "records": True,
-                "out": True,
-                "synthetic": {"clip", "texts"},
-            },
-        ),
-    }
-    done = folder / arm / "measurement.json"
-    if done.is_file():
-        content: dict[str, Any] = read_json(done)
-        if content["made_with"] != made_with:
-            raise UserError(
-                f"{done} was made with other settings, models or versions than these: give "
-                "another --out, or remove it"
-            )
-        return content
     start = time.monotonic()
-    found: dict[str, Any] = {"made_with": made_with, "curve": [], "step_seconds": None}
+    found: dict[str, Any] = {"made_with": run.made_with(arm), "curve": [], "step_seconds": None}
     checkpoint = run.base
     if arm != "base":
         checkpoint = train(config, progress_bar=progress_bar)
@@ -190,7 +198,7 @@ def _run_arm(arm: str, run: _Run, progress_bar: bool) -> dict[str, Any]:
     found |= measure(model, processor, demo_suite(run.seed, run.style, run.smoke)).as_dict()
     found["weights_sha256"] = sha256(checkpoint / "model.safetensors")
     found["seconds"] = time.monotonic() - start
-    write_json(done, found)
+    write_json(folder / arm / MEASUREMENT, found)
     return found
 
 
@@ -201,11 +209,8 @@ def _bars(run: _Run, arms: Sequence[str]) -> Callable[[Progress], None]:
 
     def watch(progress: Progress) -> None:
         for arm, its in stages.items():
-            logs = [run.folder / arm / stage.name / "metrics.jsonl" for stage in its]
-            lines = [
-                path.read_text(encoding="utf-8").splitlines() for path in logs if path.exists()
-            ]
-            steps = sum(json.loads(each[-1])["step"] for each in lines if each)
+            logs = [read_metrics(run.folder / arm / stage.name) for stage in its]
+            steps = sum(lines[-1]["step"] for lines in logs if lines)
             if steps and arm not in bars:
                 total = sum(stage.steps for stage in its)
                 bars[arm] = progress.add_task(f"  {arm}: steps", total=total)
@@ -235,11 +240,8 @@ def _training_curve(folder: Path, stages: list[str]) -> dict[str, Any]:
     curve: list[dict[str, Any]] = []
     seconds = steps = 0.0
     for stage in stages:
-        path = folder / stage / "metrics.jsonl"
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        # The median is that of undisturbed steps, whatever else the machine did.
-        median = sorted(line["step_seconds"] for line in lines)[len(lines) // 2]
-        seconds += median * lines[-1]["step"]
+        lines = read_metrics(folder / stage)
+        seconds += stage_seconds(lines)
         for line in lines:
             kept = ("stage", "ce", "guide", "align", "rank", "cosine", "caption_retrieval")
             curve.append({"step": steps + line["step"]} | {k: line[k] for k in kept if k in line})

@@ -39,6 +39,7 @@ from tgalign.data.encode import EncodedRecord
 from tgalign.data.order import row_order
 from tgalign.errors import UserError
 from tgalign.files import read_json, write_json
+from tgalign.metrics import METRICS
 from tgalign.parallel import (
     fsdp_arguments,
     over_processes,
@@ -165,7 +166,7 @@ class TGATrainer(Trainer):
             done = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
             if self.args.should_save:
                 shutil.rmtree(self.folder / "incomplete", ignore_errors=True)
-                for name in ("metrics.jsonl", "conflict.jsonl"):
+                for name in (METRICS, "conflict.jsonl"):
                     keep_until(self.folder / name, done)
         if checkpoint and done >= self.stage.steps:  # transformers would make one step more
             self._load_from_checkpoint(checkpoint)
@@ -259,7 +260,7 @@ class TGATrainer(Trainer):
         self._logged_step, self._logged_at = self.state.global_step, now
         line |= more
         if self.args.should_save:
-            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         self._sums.clear()
         self._counts.clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from tgalign.baselines.method import Drawing, Row
 from tgalign.baselines.methods import TRAININGS
 from tgalign.config import StageConfig, TrainConfig
 from tgalign.demo_results import versions
-from tgalign.files import INCOMPLETE, digest, write_text
+from tgalign.files import digest, folder_at_once, write_text
 from tgalign.lab.alignment_data import DataSize, build_alignment_data
 from tgalign.lab.arms import arm_config
 from tgalign.lab.assets import check_assets, lab_llava, load_lab
 from tgalign.lab.objects import picture_pool
+from tgalign.metrics import read_metrics, stage_seconds
 
 LEAST = DataSize(pictures=60, texts=20, corpus=100)
 """What the smoke run makes, and the least that a small scale does."""
@@ -150,17 +150,15 @@ def write_records(out: Path, seed: int, setting: Setting, name: str) -> None:
     if make is None or folder.is_dir():
         return
     root, data, size = out / f"seed{seed}", _data(out, seed, setting), setting.size
-    beside = folder.with_name(folder.name + INCOMPLETE)
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     pool = picture_pool(size.objects, size.style)
-    drawing = Drawing(beside, random.Random(f"{name}-{seed}"), pool, size.style)
     lines = (data / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    kept, added = make([json.loads(line) for line in lines], drawing)
-    rows = [_moved(row, data.relative_to(root)) for row in kept]
-    rows += [_moved(row, folder.relative_to(root)) for row in added]
-    write_text(beside / "records.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    beside.replace(folder)
+    with folder_at_once(folder) as beside:
+        beside.mkdir(parents=True)
+        drawing = Drawing(beside, random.Random(f"{name}-{seed}"), pool, size.style)
+        kept, added = make([json.loads(line) for line in lines], drawing)
+        rows = [_moved(row, data.relative_to(root)) for row in kept]
+        rows += [_moved(row, folder.relative_to(root)) for row in added]
+        write_text(beside / "records.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _moved(row: Row, folder: Path) -> Row:
@@ -170,10 +168,4 @@ def _moved(row: Row, folder: Path) -> Row:
 
 def training_seconds(config: TrainConfig) -> float:
     """Seconds of all steps of a finished run, at the median of each stage."""
-    total = 0.0
-    for stage in config.stages:
-        path = config.out / stage.name / "metrics.jsonl"
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        median = sorted(line["step_seconds"] for line in lines)[len(lines) // 2]
-        total += median * lines[-1]["step"]
-    return total
+    return sum(stage_seconds(read_metrics(config.out / stage.name)) for stage in config.stages)
