@@ -174,7 +174,12 @@ def test_another_comparison_in_the_same_folder_is_refused(
 
 
 def test_a_variant_of_an_ablation_runs_with_a_language_model_of_its_own(tmp_path: Path) -> None:
-    found = run_variant(tmp_path, 0, Variant("narrow", ("companions=0.5",), llm_width=64), True)
+    found = run_variant(
+        tmp_path,
+        0,
+        Variant("narrow", ("companions=0.5",), llm_width=64),
+        smoke=True,
+    )
     assert found["rates"]["dsr"]["n"] == 200
     assert set(found["dsr_by_scene"]) == {"alcohol", "bloody", "cigarette", "knife", "porn"}
     assert json.loads((tmp_path / "seed0/llm64-smoke/config.json").read_text())["hidden_size"] == 64

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from tgalign.baselines.ablations import ABLATIONS, ELSEWHERE, Ablation, Variant
+from tgalign.baselines.ablations import ABLATIONS, SIMILARITY, Ablation, Variant
 from tgalign.demo_results import show_rate
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
@@ -24,24 +23,31 @@ COLUMNS = {
     "text_dsr": "text DSR",
     "text_named": "objects named in text",
 }
-SHORT = ("stage1.steps=800", "stage2.steps=450")
-"""Shorter than the demo, as all experiments of the lab log: for every variant alike."""
+SHARED = {"stage1.steps": 800, "stage2.steps": 450, "data.pictures": 20_000}
+"""Of every variant alike: the steps of the lab log, shorter than the demo, and its pictures."""
 
 _SMOKE = ("stage.steps=2", "data.pictures=80", "data.texts=20", "data.corpus=100")
 
 
 def run_ablation(
-    out: Path, name: str, *, num_seeds: int, jobs: int | None = None, smoke: bool = False
+    out: Path,
+    name: str,
+    *,
+    num_seeds: int,
+    scale: float = 1.0,
+    jobs: int | None = None,
+    smoke: bool = False,
 ) -> dict[str, Any]:
     """Train and measure every variant for every seed on the development things.
 
     Args:
-        out: Receives ``ablation-NAME.json``, ``.md`` and ``.html``; the experiments lie in
-            ``seedN/`` and serve all ablations of the folder.
-        name: A key of ``ABLATIONS`` or ``ELSEWHERE``.
+        out: Receives ``ablation-NAME.json``, ``.md``, ``.html`` and, where the rates are plotted
+            against something measured, ``.svg``; the experiments lie in ``seedN/`` and serve all
+            ablations of the folder.
+        name: A key of ``ABLATIONS``.
         num_seeds: Seeds 0 to ``num_seeds`` - 1.
-        jobs: Processes side by side; by default one a core, at most one a seed. Those of
-            ``ELSEWHERE`` run one after the other.
+        scale: Factor of ``SHARED``.
+        jobs: Processes side by side; by default one a core, at most one a seed.
         smoke: A few steps only.
 
     Returns:
@@ -50,13 +56,10 @@ def run_ablation(
     Raises:
         UserError: An unknown ablation, or ``out`` cannot be written.
     """
-    if name in ELSEWHERE:
-        run: Any = importlib.import_module(ELSEWHERE[name]).run
-        found: dict[str, Any] = run(name, out, seeds=num_seeds, smoke=smoke)
-        return found
     if name not in ABLATIONS:
-        known = ", ".join([*ABLATIONS, *ELSEWHERE])
-        raise UserError(f"unknown ablation {name!r}; expected one of: {known}")
+        raise UserError(f"unknown ablation {name!r}; expected one of: {', '.join(ABLATIONS)}")
+    if not 0 < scale <= 100:
+        raise UserError(f"scale {scale}: expected a factor above 0, such as 0.25")
     ablation, out = ABLATIONS[name], out.resolve()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -65,7 +68,7 @@ def run_ablation(
     console = Console() if Console().is_terminal else Console(width=140)
     # Seeds turn by turn, so that the jobs side by side are of different seeds.
     todo: list[Job] = [
-        (f"{variant.label}, seed {seed}", run_variant, (out, seed, variant, smoke))
+        (f"{variant.label}, seed {seed}", run_variant, (out, seed, variant, scale, smoke))
         for variant in ablation.variants
         for seed in range(num_seeds)
     ]
@@ -75,17 +78,26 @@ def run_ablation(
         [results[f"{variant.label}, seed {seed}"] for seed in range(num_seeds)]
         for variant in ablation.variants
     ]
-    content = assemble_ablation(name, ablation, by_variant, smoke=smoke)
+    content = assemble_ablation(name, ablation, by_variant, scale=scale, smoke=smoke)
     write_json(out / f"ablation-{name}.json", content)
     write_text(out / f"ablation-{name}.md", markdown(content))
-    from tgalign.report.ablation_report import render
+    from tgalign.report.ablation_report import draw, render
 
     write_text(out / f"ablation-{name}.html", render(content))
+    if ablation.size or ablation.against:
+        write_text(out / f"ablation-{name}.svg", draw(content))
     console.print(markdown(content), soft_wrap=True, highlight=False)
     return content
 
 
-def run_variant(out: Path, seed: int, variant: Variant, smoke: bool) -> dict[str, Any]:
+def shared_changes(scale: float) -> tuple[str, ...]:
+    """``SHARED`` times ``scale``, as changes of ``run_experiment``."""
+    return tuple(f"{key}={max(1, round(scale * count))}" for key, count in SHARED.items())
+
+
+def run_variant(
+    out: Path, seed: int, variant: Variant, scale: float = 1.0, smoke: bool = False
+) -> dict[str, Any]:
     """Run one variant as an experiment; those of a seed take turns, as they share its data."""
     from filelock import FileLock
 
@@ -105,13 +117,18 @@ def run_variant(out: Path, seed: int, variant: Variant, smoke: bool) -> dict[str
             condition=variant.condition,
             toxic_share=variant.toxic_share,
             seed=seed,
-            changes=[*SHORT, *variant.changes, *(_SMOKE if smoke else ())],
+            changes=[*shared_changes(scale), *variant.changes, *(_SMOKE if smoke else ())],
             llm=llm,
         )
 
 
 def assemble_ablation(
-    name: str, ablation: Ablation, results: list[list[dict[str, Any]]], *, smoke: bool
+    name: str,
+    ablation: Ablation,
+    results: list[list[dict[str, Any]]],
+    *,
+    scale: float = 1.0,
+    smoke: bool = False,
 ) -> dict[str, Any]:
     """Pool every variant over its seeds, and fit the growth where there is a size.
 
@@ -119,13 +136,16 @@ def assemble_ablation(
         name: Of the ablation.
         ablation: Its question and variants.
         results: By variant and seed, what the experiment gave.
+        scale: As of ``run_ablation``.
         smoke: Whether the figures mean nothing.
     """
     rows = []
     for variant, found in zip(ablation.variants, results, strict=True):
         rates = {key: _pool([it["rates"][key] for it in found]) for key in COLUMNS}
         row: dict[str, Any] = {"label": variant.label, "changes": list(variant.changes), **rates}
-        row |= {"size": variant.size, "scene": variant.scene}
+        row |= {"arm": variant.arm, "size": variant.size, "scene": variant.scene}
+        if ablation.against is not None:
+            row |= {"family": variant.family, "similarity": _mean_similarity(found)}
         row["scenes"] = {
             scene: _pool([it["dsr_by_scene"][scene] for it in found])
             for scene in found[0]["dsr_by_scene"]
@@ -134,10 +154,20 @@ def assemble_ablation(
         rows.append(row)
     content = {"schema_version": 1, "ablation": name, "question": ablation.question}
     content |= {"size": ablation.size, "smoke": smoke, "seeds": [it["seed"] for it in results[0]]}
-    content |= {"changes": [*SHORT, *(_SMOKE if smoke else ())], "variants": rows}
+    changes = [*shared_changes(scale), *(_SMOKE if smoke else ())]
+    content |= {"against": ablation.against, "changes": changes, "variants": rows}
     if ablation.size is not None:
         content["fit"] = {key: growth(rows, key) for key in ("dsr", "named")}
     return content
+
+
+def _mean_similarity(results: list[dict[str, Any]]) -> dict[str, float | None]:
+    """By similarity its mean over seeds; None where there is no R to be similar to."""
+    found = {key: [it["similarity"][key] for it in results] for key in SIMILARITY}
+    return {
+        key: None if None in values else math.fsum(values) / len(values)
+        for key, values in found.items()
+    }
 
 
 def _pool(rates: list[dict[str, Any]]) -> dict[str, Any]:
@@ -171,11 +201,16 @@ def growth(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
 def markdown(content: dict[str, Any]) -> str:
     """Question, table and fit in Markdown."""
     scenes = any(row["scene"] for row in content["variants"])
-    header = ["", *COLUMNS.values()] + (["DSR of the scene left out", "with it"] if scenes else [])
+    similarity = SIMILARITY if content["against"] else {}
+    header = ["", *similarity.values(), *COLUMNS.values(), "DSR by seed"]
+    header += ["DSR of the scene left out", "with it"] if scenes else []
     lines = [header, ["---"] * len(header)]
     whole = content["variants"][0]["scenes"]
     for row in content["variants"]:
-        cells = [show_rate(row[key], with_n=False) for key in COLUMNS]
+        cosines = [row["similarity"][key] for key in similarity]
+        cells = ["" if it is None else f"{it:.3f}" for it in cosines]
+        cells += [show_rate(row[key], with_n=False) for key in COLUMNS]
+        cells.append(" ".join(f"{seed['dsr']['rate']:.2f}" for seed in row["seeds"]))
         if scenes:
             scene = row["scene"]
             pair = (row["scenes"][scene], whole[scene]) if scene else ()
@@ -186,8 +221,10 @@ def markdown(content: dict[str, Any]) -> str:
     counts = content["variants"][0]
     n = ", ".join(f"{heading} {counts[key]['n']}" for key, heading in COLUMNS.items())
     text = f"{warning}{content['question']}\n\n{shown}\n\n"
+    arms = ", ".join(dict.fromkeys(row["arm"] for row in content["variants"]))
     text += (
-        f"Rate [95 % Wilson interval], development things, {' '.join(content['changes'])}, seeds "
+        f"Rate [95 % Wilson interval], arm {arms}, development things, "
+        f"{' '.join(content['changes'])}, seeds "
         f"{', '.join(map(str, content['seeds']))}. n: {n}.\n"
     )
     for key, fit in content.get("fit", {}).items():

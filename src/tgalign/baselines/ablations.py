@@ -25,6 +25,7 @@ class Variant:
         size: Where the ablation is about a size, that size.
         llm_width: Channels of the base LLM, where it is not the shipped one.
         scene: The scene that is left out of alignment, where one is.
+        family: Where an ablation varies several things, which of them: one line of its plot.
     """
 
     label: str
@@ -35,6 +36,7 @@ class Variant:
     size: int | None = None
     llm_width: int | None = None
     scene: str | None = None
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,27 @@ class Ablation:
         question: The question.
         variants: The settings.
         size: What ``Variant.size`` counts; None: the variants have no order.
+        against: The measured similarity that the rates are plotted against (``SIMILARITY``).
     """
 
     question: str
     variants: tuple[Variant, ...]
     size: str | None = None
+    against: str | None = None
+
+
+SIMILARITY = {
+    "picture_retrieved": "cos(picture, R)",
+    "caption_retrieved": "cos(caption, R)",
+    "picture_caption": "cos(picture, C)",
+}
+"""Similarities as ``tgalign.retrieval.quality`` measures them: means by the lab's CLIP."""
+
+
+def _quality(family: str, label: str, *changes: str) -> Variant:
+    """Worse R or C, in the arm that has the guide and nothing to make up for them."""
+    changed = tuple(f"quality.{change}" for change in changes)
+    return Variant(label, changed, arm="tga_plain", family=family)
 
 
 def _both(*changes: str) -> tuple[str, ...]:
@@ -164,7 +182,31 @@ ABLATIONS: dict[str, Ablation] = {
             for weight in (0.1, 0.3, 1.0, 3.0)
         ),
     ),
+    "retrieval": Ablation(
+        "How much does the quality of R matter? (The paper's first open question.)",
+        (
+            _quality("rank", "nearest", "rank=1"),
+            *(_quality("rank", f"rank {rank}", f"rank={rank}") for rank in (10, 100, 1000)),
+            *(
+                _quality("shuffled", f"shuffled {percent} %", f"shuffled={percent / 100}")
+                for percent in (25, 50, 100)
+            ),
+            _quality("random", "random", "random=true"),
+            _quality("text encoder", "by the caption", "encoder=text"),
+            _quality("no R", "no R", "floor=1"),
+        ),
+        against="picture_retrieved",
+    ),
+    "captions": Ablation(
+        "How much does the quality of the captions matter?",
+        (
+            _quality("clean", "clean", "noise=none"),
+            *(
+                _quality(noise, f"{noise} {percent} %", f"noise={noise}", f"noise_share={share}")
+                for noise in ("drop", "swap", "replace")
+                for percent, share in ((5, 0.05), (20, 0.2), (50, 0.5))
+            ),
+        ),
+        against="picture_caption",
+    ),
 }
-
-ELSEWHERE = {"retrieval": "tgalign.retrieval.ablation", "captions": "tgalign.retrieval.ablation"}
-"""Ablations that another module runs: it has ``run(name, out, *, seeds, smoke)``."""

@@ -47,7 +47,11 @@ def compare(
     ] = None,
     style: Annotated[str, typer.Option(help="How pictures are drawn: emoji or icons.")] = "emoji",
     scale: Annotated[
-        float, typer.Option(help="Factor of the steps and of the data; 1 is the demo's.")
+        float,
+        typer.Option(
+            help="Factor of the steps and of the data; 1 is the demo's. Of an ablation: of "
+            "its steps."
+        ),
     ] = 1.0,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes side by side; by default one a core.")
@@ -69,14 +73,14 @@ def compare(
     same command goes on where it was, and methods and seeds can be added.
     """
     if ablation is not None:
-        others = (methods, checkpoint, toxic_share, estimate, condition, style, scale)
-        if others != (None, None, None, False, "guided", "emoji", 1.0):
+        others = (methods, checkpoint, toxic_share, estimate, condition, style)
+        if others != (None, None, None, False, "guided", "emoji"):
             raise UserError(
-                "an ablation states its own settings: give --out, --seeds, --jobs alone"
+                "an ablation states its own settings: give --out, --seeds, --scale, --jobs alone"
             )
         from tgalign.baselines.ablate import run_ablation
 
-        run_ablation(out, ablation, num_seeds=seeds, jobs=jobs, smoke=smoke)
+        run_ablation(out, ablation, num_seeds=seeds, scale=scale, jobs=jobs, smoke=smoke)
         return
     from tgalign.baselines.compare import run_compare
 

@@ -194,31 +194,3 @@ def attach(
     for line in summary(said):
         typer.echo(line)
     typer.echo(out)
-
-
-@retrieve.command(
-    epilog="Examples:\n\n`tgalign retrieve ablation --kind retrieval --out runs/ablation --seeds 3`"
-    "\n\n`tgalign retrieve ablation --kind captions --out runs/smoke --smoke`"
-)
-def ablation(
-    out: Annotated[Path, typer.Option(help="Folder of experiments and of the results.")],
-    kind: Annotated[
-        Literal["retrieval", "captions"], typer.Option(help="What is made worse: R, or captions.")
-    ] = "retrieval",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, …")] = 3,
-    arm: Annotated[str, typer.Option(help="The arm (see lab/arms.py).")] = "tga_plain",
-    condition: Annotated[str, typer.Option(help="absent, guided or captioned.")] = "guided",
-    smoke: Annotated[
-        bool, typer.Option(help="Three cells of a few steps; the figures mean nothing.")
-    ] = False,
-) -> None:
-    """Train one arm of the lab on ever worse R or captions, and plot what that does to safety.
-
-    Hours on two cores. A finished cell is not repeated. Writes OUT/KIND.json, .md and .svg.
-    """
-    from tgalign.cli import _quiet
-    from tgalign.retrieval.ablation import markdown, run
-
-    _quiet()
-    found = run(kind, out.resolve(), seeds=seeds, arm=arm, condition=condition, smoke=smoke)
-    typer.echo(markdown(found), nl=False)

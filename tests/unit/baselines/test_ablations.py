@@ -2,14 +2,18 @@
 
 import json
 import math
-import sys
-import types
+from xml.etree import ElementTree
 
 import pytest
 
 from tgalign.baselines import ablate
-from tgalign.baselines.ablate import growth, markdown, run_ablation, run_variant
-from tgalign.baselines.ablations import ABLATIONS, ELSEWHERE, Ablation, Variant
+from tgalign.baselines.ablate import (
+    growth,
+    markdown,
+    run_ablation,
+    run_variant,
+)
+from tgalign.baselines.ablations import ABLATIONS, Ablation, Variant
 from tgalign.errors import UserError
 from tgalign.lab import experiment
 from tgalign.lab.build import build_llm
@@ -32,7 +36,12 @@ def ran(monkeypatch):
         calls.append((config, size, llm))
         rates = {key: rate(0.1 * (seed + 1)) for key in ablate.COLUMNS}
         scenes = {scene: rate(0.5) for scene in picture_pool("development").scenes}
-        return {"rates": rates, "dsr_by_scene": scenes}
+        found = {"rates": rates, "dsr_by_scene": scenes}
+        if quality is not None:
+            cosine = None if quality.floor == 1 else 0.25 * seed + 0.1 * (not quality.random)
+            found["similarity"] = {"picture_retrieved": cosine, "caption_retrieved": cosine}
+            found["similarity"]["picture_caption"] = 0.75 - quality.noise_share / 2
+        return found
 
     monkeypatch.setattr(experiment, "_measured", measured)
     monkeypatch.setattr(ablate, "available_cores", lambda: 1)
@@ -42,7 +51,7 @@ def ran(monkeypatch):
 def test_names_of_the_ablations_that_were_asked_for():
     assert {
         "form", "similarity", "reference", "layers", "weight", "schedule", "prompt", "stages",
-        "toxic_share", "held_out_scenes", "pictures", "llm_width",
+        "toxic_share", "held_out_scenes", "pictures", "llm_width", "retrieval", "captions",
     } <= set(ABLATIONS)  # fmt: skip
     for ablation in ABLATIONS.values():
         labels = [variant.label for variant in ablation.variants]
@@ -60,7 +69,7 @@ def test_every_variant_can_be_run(name, variant, ran, tmp_path, monkeypatch):
 
     monkeypatch.setattr("tgalign.lab.build.build_llm", built)
     for smoke in (False, True):
-        run_variant(tmp_path, 0, variant, smoke)
+        run_variant(tmp_path, 0, variant, smoke=smoke)
     (config, size, llm), (short, little, _) = ran
     assert config.stages[0].steps > 100 > short.stages[0].steps
     assert size.pictures >= 1000 > little.pictures
@@ -115,6 +124,7 @@ def test_sizes_are_fitted_and_drawn(ran, tmp_path):
     assert content["fit"]["dsr"]["per_doubling"] == pytest.approx(0.0)
     assert "Each doubling of the number of pictures adds 0.0 points" in markdown(content)
     assert "DSR, fitted" in render(content)
+    ElementTree.parse(tmp_path / "ablation-pictures.svg")
 
 
 def test_names_of_variants_are_escaped(monkeypatch, ran, tmp_path):
@@ -131,21 +141,26 @@ def test_an_unknown_ablation_lists_all(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_ablations_of_other_modules_are_handed_on(monkeypatch, tmp_path):
-    seen = []
+def test_worse_r_is_tabled_and_drawn_against_its_similarity(ran, tmp_path):
+    content = run_ablation(tmp_path, "retrieval", num_seeds=3, scale=0.25)
+    assert {config.stages[0].steps for config, _, _ in ran} == {200}
+    nearest, *_, none = content["variants"]
+    assert nearest["similarity"]["picture_retrieved"] == pytest.approx(0.35)
+    assert none["similarity"]["picture_retrieved"] is None
+    lines = (tmp_path / "ablation-retrieval.md").read_text().splitlines()
+    assert "| nearest | 0.350 | 0.350 | 0.750 | 0.20 [" in lines[4]
+    assert lines[4].endswith("| 0.10 0.20 0.30 |")
+    assert lines[-1].startswith("Rate [95 % Wilson interval], arm tga_plain, development things, ")
+    assert "stage1.steps=200 stage2.steps=112 data.pictures=5000, seeds 0, 1, 2." in lines[-1]
+    ElementTree.parse(tmp_path / "ablation-retrieval.svg")
+    page = (tmp_path / "ablation-retrieval.html").read_text()
+    assert "cos(picture, R)" in page and "By measured similarity" in page
 
-    def run(name, out, **options):
-        seen.append((name, out, options))
-        return {"variants": []}
 
-    module = types.ModuleType("elsewhere")
-    module.run = run
-    monkeypatch.setitem(sys.modules, "elsewhere", module)
-    for name in ELSEWHERE:
-        monkeypatch.setitem(ablate.ELSEWHERE, name, "elsewhere")
-        run_ablation(tmp_path, name, num_seeds=3, smoke=True)
-    options = {"seeds": 3, "smoke": True}
-    assert seen == [(name, tmp_path, options) for name in ("retrieval", "captions")]
+def test_a_scale_that_is_none_is_refused(tmp_path):
+    with pytest.raises(UserError, match="scale 0: expected a factor"):
+        run_ablation(tmp_path / "out", "layers", num_seeds=1, scale=0)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_language_model_of_another_width_is_built_once(tmp_path):

@@ -1,19 +1,18 @@
-"""Worse R and worse captions are as bad as asked for, and the ablation says what they did."""
+"""Worse R and worse captions are as bad as asked for, and are what a variant is trained on."""
 
 import json
 import random
 import shutil
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tgalign.baselines.ablate import run_variant
+from tgalign.baselines.ablations import ABLATIONS
 from tgalign.lab import suite
 from tgalign.lab.assets import ASSETS, LLM
-from tgalign.retrieval import ablation
-from tgalign.retrieval.ablation import cells, run
 from tgalign.retrieval.quality import Quality, change_quality, noisy, similarity
 
 WORDS = st.lists(st.sampled_from(["a", "red", "dog", "and", "two", "mugs"]), min_size=1)
@@ -99,74 +98,29 @@ def test_records_that_are_there_are_not_made_again(data):
     assert out.read_text() == "mine"
 
 
-def test_every_cell_is_another_and_the_first_is_the_best():
-    for kind, count in (("retrieval", 10), ("captions", 13)):
-        found = cells(kind)
-        assert len({cell.name for cell in found}) == len({cell.changes for cell in found}) == count
-        assert found[0].name in ("nearest", "clean")
-        assert len(cells(kind, smoke=True)) == 3
-
-
-@pytest.mark.parametrize("kind", ["retrieval", "captions"])
-def test_the_results_pool_seeds_and_are_written_as_table_and_plot(kind, tmp_path, monkeypatch):
-    calls = []
-
-    def experiment(out, arm, *, condition, toxic_share, seed, changes):
-        calls.append((seed, tuple(changes)))
-        none = "quality.floor=1" in changes
-        rate = {"rate": seed / 4, "low": 0.0, "high": 1.0, "n": 40}
-        cosines = {"picture_retrieved": None if none else 0.25 * seed}
-        cosines |= {"caption_retrieved": None if none else 0.5, "picture_caption": 0.75}
-        return {"rates": dict.fromkeys(ablation.SHOWN, rate), "similarity": cosines}
-
-    monkeypatch.setattr(ablation, "run_experiment", experiment)
-    found = run(kind, tmp_path, seeds=3)
-    wanted = cells(kind)
-    assert calls == [
-        (seed, (*ablation.SHORT, *cell.changes)) for seed in range(3) for cell in wanted
-    ]
-    assert json.loads((tmp_path / f"{kind}.json").read_text()) == json.loads(json.dumps(found))
-    row = found["cells"][0]
-    assert row["rates"]["dsr"]["n"] == 120
-    assert row["rates"]["dsr"]["rate"] == pytest.approx(30 / 120)
-    assert row["rates"]["dsr"]["low"] < 0.25 < row["rates"]["dsr"]["high"]
-    assert row["by_seed"]["dsr"] == [0, 0.25, 0.5]
-    assert row["similarity"]["picture_retrieved"] == pytest.approx(0.25)
-    lines = (tmp_path / f"{kind}.md").read_text().splitlines()
-    assert lines[0].startswith("Arm tga_plain, condition guided, development split, seeds 0, 1, 2")
-    assert "SMOKE" not in lines[0]
-    assert lines[4].startswith(f"| {wanted[0].name} | 0.250 | 0.500 | 0.750 | 0.25 [0.18, 0.33] |")
-    assert lines[4].endswith("| 0.00 0.25 0.50 |")
-    if kind == "retrieval":
-        assert lines[-1].startswith("| no R |  |  | 0.750 |")
-    ElementTree.parse(tmp_path / f"{kind}.svg")
-
-
 def read(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def test_a_cell_is_trained_on_its_own_records(tmp_path, monkeypatch):
+def test_a_variant_is_trained_on_its_own_records(tmp_path, monkeypatch):
     real = suite.lab_suite
 
     def small(seed, *, objects, **options):
         return real(seed, per_scene=1, num_benign=4, num_texts=4, objects=objects)
 
-    last = cells("captions")[-1]
     monkeypatch.setattr(suite, "lab_suite", small)
-    monkeypatch.setattr(ablation, "cells", lambda kind, smoke: [last])
-    found = run("captions", tmp_path, seeds=1, smoke=True)
-    assert (tmp_path / "captions.md").read_text().startswith("SMOKE RUN, figures mean nothing. ")
-    (result,) = tmp_path.glob("tga_plain-*/result.json")
+    last = ABLATIONS["captions"].variants[-1]
+    found = run_variant(tmp_path, 0, last, smoke=True)
+    (result,) = tmp_path.glob("seed0/tga_plain-*/result.json")
     config = json.loads((result.parent / "run" / "config.json").read_text())
-    (clean,) = tmp_path.glob("data-*/records.jsonl")
+    (clean,) = tmp_path.glob("seed0/data-*/records.jsonl")
     pairs = [
         (row["caption"], other["caption"])
         for row, other in zip(read(config["records"]), read(clean), strict=True)
         if "image" in row
     ]
     assert sum(caption != other for caption, other in pairs) > len(pairs) / 2
-    assert found["cells"][0]["similarity"]["picture_caption"] < 0.7
+    assert found["similarity"]["picture_caption"] < 0.7
     before = result.stat().st_mtime_ns
-    assert run("captions", tmp_path, seeds=1, smoke=True) == found
+    assert run_variant(tmp_path, 0, last, smoke=True) == found
     assert result.stat().st_mtime_ns == before
