@@ -72,6 +72,9 @@ def _vision(width: int, layers: int, heads: int, image: int) -> Any:
     }
 
 
+_WORDS = (16, 48), (48, 200), (20, 60), (12, 36)
+"""Tokens of questions, answers, captions and retrieved texts of web data."""
+
 SHAPES = {
     # For the tests.
     "tiny": Shape(
@@ -83,20 +86,14 @@ SHAPES = {
         _text(256, 704, 4, 4, 2, 4096),
         _vision(64, 2, 2, 336),
         2,
-        (16, 48),
-        (48, 200),
-        (20, 60),
-        (12, 36),
+        *_WORDS,
     ),
     # Mistral-7B-Instruct-v0.2 and CLIP ViT-L/14-336.
     "7b": Shape(
         _text(4096, 14336, 32, 32, 8, 32064),
         _vision(1024, 24, 16, 336),
         8,
-        (16, 48),
-        (48, 200),
-        (20, 60),
-        (12, 36),
+        *_WORDS,
     ),
 }
 
