@@ -153,7 +153,7 @@ def test_the_command_prints_the_plan_and_trains_nothing(tgalign, monkeypatch):
     status, out, err = tgalign("train", recipe, "--dry-run", "--processes", 8)
     assert (status, err) == (0, "")
     assert "mistral_7b_clip_l.json stands for it" in out
-    for said in ("7,262,720,000", "303,507,456", "20,791", "38,400", "18,432", "no data"):
+    for said in ("7,263,236,096", "303,507,456", "20,791", "38,400", "18,432", "no data"):
         assert said in out
     assert "activations: what a forward pass of batch_size rows" in out
     assert not config.out.exists()
