@@ -18,6 +18,7 @@ from tgalign.baselines.describe import ablations_table, methods_table
 from tgalign.baselines.methods import DEFAULT_METHODS
 from tgalign.config import load_config
 from tgalign.demo_results import markdown
+from tgalign.evaluate import pool
 from tgalign.lab.alignment_data import TOXIC_SHARES
 from tgalign.lab.arms import arm_config
 from tgalign.lab.experiment import conflict_table, table
@@ -38,6 +39,10 @@ def comparisons() -> str:
     return "\n".join(comparison.markdown(it) for it in found) or "None yet.\n"
 
 
+def lab_evaluation() -> str:
+    return pool.markdown(json.loads((DOCS / "evaluation-lab.json").read_text()))
+
+
 def demo_results() -> str:
     return markdown(json.loads((DOCS / "demo-results.json").read_text()))
 
@@ -56,6 +61,7 @@ BLOCKS: list[tuple[Path, str, Callable[[], str]]] = [
     (DOCS / "results.md", "ablations", ablations_table),
     (DOCS / "results.md", "ablation results", ablation_results),
     (DOCS / "results.md", "comparison", comparisons),
+    (DOCS / "evaluation.md", "lab evaluation", lab_evaluation),
 ]
 
 
