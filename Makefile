@@ -6,6 +6,7 @@ SEEDS  ?= 1
 OUT    ?= demo
 
 .PHONY: demo test check lab format clean experiments conditions compare docs
+.PHONY: coverage mutation release-check
 
 # torch goes first and pinned, so that nothing later pulls a second (CUDA) build.
 $(BIN)/.installed: pyproject.toml
@@ -55,5 +56,18 @@ compare: $(BIN)/.installed     ## TGA beside its rivals, in two conditions (a ni
 	$(BIN)/tgalign compare --out runs/compare --seeds 3
 	$(BIN)/tgalign compare --out runs/compare-captioned --seeds 3 --condition captioned
 
+coverage: $(BIN)/.installed-dev ## lines of tgalign outside app/ that the tests run (docs/testing.md)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=
+	$(BIN)/coverage report
+
+release-check: $(BIN)/.installed-dev ## archive and wheel; the demo from the wheel, all installed anew
+	rm -rf dist build/clean
+	$(BIN)/python -m build
+	ls -l dist
+	$(PYTHON) -m venv build/clean/venv
+	build/clean/venv/bin/pip install --quiet "torch==2.13.*"
+	build/clean/venv/bin/pip install --quiet dist/*.whl
+	cd build/clean && venv/bin/tgalign --version && venv/bin/tgalign demo --smoke
+
 clean:
-	rm -rf $(VENV) demo runs site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo runs site dist build .pytest_cache .mypy_cache .ruff_cache

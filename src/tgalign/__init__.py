@@ -1,3 +1,8 @@
 """tgalign: Text-Guided Alignment for vision-language models."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("tgalign")
+except PackageNotFoundError:  # the source on the path, not installed
+    __version__ = "0+unknown"

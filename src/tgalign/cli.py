@@ -90,6 +90,7 @@ def demo(
         bool,
         typer.Option(help="A run of seconds to see that all works; its figures mean nothing."),
     ] = False,
+    progress: Annotated[bool, typer.Option(help="Draw progress bars.")] = True,
 ) -> None:
     """Train CE-only, released and TGA models on the lab's pictures and measure their safety.
 
@@ -107,6 +108,7 @@ def demo(
         arms=[arm.strip() for arm in arms.split(",")] if arms else None,
         jobs=jobs,
         smoke=smoke,
+        progress_bar=progress,
     )
 
 

@@ -36,6 +36,7 @@ def run_demo(
     arms: Sequence[str] | None = None,
     jobs: int | None = None,
     smoke: bool = False,
+    progress_bar: bool = True,
 ) -> dict[str, Any]:
     """Train and measure every arm for every seed; finished parts found in ``out`` are kept.
 
@@ -50,6 +51,7 @@ def run_demo(
         arms: Which arms, ``ce`` among them; by default ``DEFAULT_ARMS``.
         jobs: Arms trained side by side; by default one a core.
         smoke: A few steps and items only.
+        progress_bar: Whether to draw bars; lines that say what is done are printed always.
 
     Returns:
         The content of ``results.json``.
@@ -66,11 +68,12 @@ def run_demo(
     if style not in get_args(Style):
         raise UserError(f"unknown style {style!r}; expected one of: {', '.join(get_args(Style))}")
     arms = list(dict.fromkeys(arms or DEFAULT_ARMS))
-    unknown = [arm for arm in arms if arm not in ARMS]
-    if unknown or "ce" not in arms:
+    for arm in arms:
+        if arm not in ARMS:
+            raise UserError(f"unknown arm {arm!r}; expected one of: {', '.join(ARMS)}")
+    if "ce" not in arms:
         raise UserError(
-            f"arms {', '.join(arms)}: expected ce, which the others are compared with, and any of: "
-            f"{', '.join(arm for arm in ARMS if arm != 'ce')}"
+            f"arms {', '.join(arms)}: expected ce among them, which the others are compared with"
         )
     out = out.resolve()
     settings = {"condition": condition, "toxic_share": share, "style": style, "smoke": smoke}
@@ -81,7 +84,7 @@ def run_demo(
     console = terminal if terminal.is_terminal else Console(width=140)
     jobs = min(jobs or available_cores(), len(arms) + 1)
     measured: dict[int, dict[str, dict[str, Any]]] = {}
-    with workers(jobs, console) as crew:
+    with workers(jobs, console, progress_bar=progress_bar) as crew:
         for seed in range(num_seeds):
             console.print(f"[bold]seed {seed} ({seed + 1} of {num_seeds})")
             run = _Run(out / f"seed{seed}", seed, condition, share, style, smoke)
@@ -91,7 +94,8 @@ def run_demo(
             if todo:
                 _prepare(run, console)
                 watch = _bars(run, todo) if jobs > 1 else None
-                work: list[Job] = [(arm, _run_arm, (arm, run, jobs == 1)) for arm in todo]
+                own_bar = progress_bar and jobs == 1
+                work: list[Job] = [(arm, _run_arm, (arm, run, own_bar)) for arm in todo]
                 found |= crew.run(f"seed {seed}: models done", work, watch)
             measured[seed] = found
     gallery = _save_gallery(out, demo_suite(0, style, smoke), measured[0])

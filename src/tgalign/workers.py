@@ -34,9 +34,12 @@ def available_cores() -> int:
 class Workers:
     """Processes that run jobs, or, with one of them, this process itself."""
 
-    def __init__(self, pool: ProcessPoolExecutor | None, console: Console) -> None:
+    def __init__(
+        self, pool: ProcessPoolExecutor | None, console: Console, progress_bar: bool
+    ) -> None:
         self._pool = pool
         self._console = console
+        self._progress_bar = progress_bar
 
     def run(
         self, title: str, jobs: Sequence[Job], watch: Callable[[Progress], None] | None = None
@@ -60,7 +63,7 @@ class Workers:
             TimeRemainingColumn(),
         )
         done: dict[str, Any] = {}
-        with Progress(*columns, console=self._console) as progress:
+        with Progress(*columns, console=self._console, disable=not self._progress_bar) as progress:
             bar = progress.add_task(title, total=len(jobs))
             for name, result in self._results(jobs, lambda: watch and watch(progress)):
                 done[name] = result
@@ -87,16 +90,17 @@ class Workers:
 
 
 @contextmanager
-def workers(number: int, console: Console) -> Iterator[Workers]:
+def workers(number: int, console: Console, *, progress_bar: bool = True) -> Iterator[Workers]:
     """Start worker processes; with one, jobs run in this process.
 
     Args:
         number: How many.
-        console: Where the bar is drawn.
+        console: Where the bar is drawn, and a line for every finished job.
+        progress_bar: Whether to draw it.
     """
     _quiet()
     if number == 1:
-        yield Workers(None, console)
+        yield Workers(None, console, progress_bar)
         return
     with ProcessPoolExecutor(
         number,
@@ -105,7 +109,7 @@ def workers(number: int, console: Console) -> Iterator[Workers]:
         initargs=(max(1, available_cores() // number),),
     ) as pool:
         try:
-            yield Workers(pool, console)
+            yield Workers(pool, console, progress_bar)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 TGALIGN = [sys.executable, "-m", "tgalign"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+CLOCK = r"\d:\d\d:\d\d"  # of a progress bar
 ARMS = ["ce", "released_nograd", "tga"]
 SCENES = ["alcohol", "bloody", "cigarette", "gun", "insulting_gesture", "knife", "porn"]
 
@@ -31,6 +33,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run("demo", "--out", str(out), "--seeds", "2", "--smoke")
     assert done.returncode == 0, done.stderr
     assert "DSR cigarette" in done.stdout
+    assert re.search(CLOCK, done.stdout)
     return out
 
 
@@ -121,8 +124,8 @@ def test_another_demo_in_the_same_folder_is_refused(demo: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--arms", "ce,none"], "arms ce, none: expected ce"),
-        (["--arms", "tga"], "expected ce, which the others are compared with"),
+        (["--arms", "ce,tgaa"], "unknown arm 'tgaa'; expected one of: ce, "),
+        (["--arms", "tga"], "expected ce among them, which the others are compared with"),
         (["--style", "oil"], "unknown style 'oil'"),
         (["--toxic-share", "0"], "toxic share 0.0 in condition guided"),
         (["--condition", "absent", "--toxic-share", "0.1"], "expected 0 in absent"),
@@ -140,10 +143,12 @@ def test_unknown_arms_styles_and_shares_are_refused(
 def test_more_arms_can_be_added_to_a_finished_demo(demo: Path, tmp_path: Path) -> None:
     copied = tmp_path / "copied"
     shutil.copytree(demo, copied)
-    done = run("demo", "--out", str(copied), "--smoke", "--arms", "ce,paper,tga")
+    done = run("demo", "--out", str(copied), "--smoke", "--arms", "ce,paper,tga", "--no-progress")
     assert done.returncode == 0, done.stderr
     arms = json.loads((copied / "results.json").read_text())["arms"]
     assert list(arms) == ["ce", "paper", "tga"]
+    assert "seed 0: models done: paper" in done.stdout
+    assert not re.search(CLOCK, done.stdout)
 
 
 def test_a_report_of_two_demos_is_made_by_the_command_line(demo: Path, tmp_path: Path) -> None:

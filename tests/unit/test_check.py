@@ -120,6 +120,25 @@ def test_misuse_ends_with_2(options, said, root, tgalign):
     assert said in err
 
 
+def test_of_many_bad_rows_the_first_are_named_and_the_rest_are_counted(root, tgalign):
+    path = root / "many.jsonl"
+    path.write_text("\n".join(json.dumps(GOOD | {"image": f"{row}.png"}) for row in range(25)))
+
+    def named(*options):
+        status, out, _ = tgalign("check", path, "--no-progress", *options)
+        assert status == 1
+        assert "25 rows: 0 good, 25 bad" in out
+        return [line for line in out.splitlines() if line.startswith("many.jsonl:")], out
+
+    rows, out = named()
+    assert len(rows) == 20 and rows[-1].startswith("many.jsonl:20: ")
+    assert "… and 5 more bad rows: --all or --json names every one" in out
+    rows, out = named("--all")
+    assert len(rows) == 25 and "more bad rows" not in out
+    _, out, _ = tgalign("check", path, "--no-progress", "--json")
+    assert len(json.loads(out)["problems"]) == 25
+
+
 def test_nothing_to_check_is_misuse(tgalign, tmp_path):
     assert tgalign("check", tmp_path / "none.json")[0] == 2
     (tmp_path / "empty.json").write_text("[]")

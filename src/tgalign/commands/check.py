@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     @app.command(
         epilog="Examples:\n\n"
         "`tgalign check llava_v1_5_mix665k.json --images images --model llava-7b --preview 3`\n\n"
+        "`tgalign check records.jsonl --all > problems.txt`\n\n"
         "`tgalign check records.jsonl --json > problems.json`\n\n"
         "`tgalign check pictures --tokenizer llava-7b --image-tokens 576 --max-length 1200`"
     )
@@ -32,6 +33,9 @@ def register(app: typer.Typer) -> None:
         ] = None,
         as_json: Annotated[
             bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+        ] = False,
+        show_all: Annotated[
+            bool, typer.Option("--all", help="Name every bad row, not only the first 20.")
         ] = False,
         preview: Annotated[
             int, typer.Option(min=0, help="Show of so many rows what is masked and what is learnt.")
@@ -53,8 +57,9 @@ def register(app: typer.Typer) -> None:
         ] = 0.0,
         progress: Annotated[bool, typer.Option(help="Draw a progress bar on stderr.")] = True,
     ) -> None:
-        """Read all of a data set, open every picture, and name every bad row and why it is bad.
+        """Read all of a data set, open every picture, and say which rows are bad and why.
 
+        Names the first 20 bad rows; `--all` and `--json` name every one.
         Exit status: 0 if all rows are good, 1 if some are bad, 2 on misuse. `train` skips the same
         rows, or refuses the data if they are more than its `max_bad_share`.
         """
@@ -71,6 +76,7 @@ def register(app: typer.Typer) -> None:
                 data,
                 images,
                 as_json=as_json,
+                show_all=show_all,
                 num_previews=preview,
                 model=model,
                 tokenizer=tokenizer,

@@ -16,12 +16,16 @@ from tgalign.data.records import IMAGE_TOKEN
 from tgalign.data.sources import image_root_of, open_source, with_bar
 from tgalign.errors import UserError
 
+SHOWN = 20
+"""Bad rows that are named on the terminal unless all are asked for."""
+
 
 def run_check(
     data: Path,
     images: Path | None,
     *,
     as_json: bool,
+    show_all: bool,
     num_previews: int,
     model: Path | None,
     tokenizer: Path | None,
@@ -35,7 +39,8 @@ def run_check(
     Args:
         data: A file or folder (``tgalign.data.sources``).
         images: The image root; by default the folder of the data.
-        as_json: Whether to print one JSON object in place of lines.
+        as_json: Whether to print one JSON object in place of lines; it names every bad row.
+        show_all: Whether lines, too, name every bad row and not only the first ``SHOWN``.
         num_previews: Of how many rows to show what is learnt.
         model: A LLaVA checkpoint, of which all but the weights is read.
         tokenizer: In its place, a folder with a tokenizer and a chat template.
@@ -62,7 +67,7 @@ def run_check(
     if as_json:
         print(json.dumps(_as_json(report)))
     else:
-        _print(Console(soft_wrap=True, highlight=False), report)
+        _print(Console(soft_wrap=True, highlight=False), report, show_all)
     return 1 if report.problems else 0
 
 
@@ -114,13 +119,16 @@ def _as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def _print(console: Console, report: Report) -> None:
-    for problem in report.problems:
+def _print(console: Console, report: Report, show_all: bool) -> None:
+    bad = len(report.problems)
+    shown = bad if show_all else min(bad, SHOWN)
+    for problem in report.problems[:shown]:
         console.print(str(problem), markup=False)
+    if shown < bad:
+        console.print(f"… and {bad - shown:,} more bad rows: --all or --json names every one")
     for found in report.previews:
         console.print(painted(found))
         console.print()
-    bad = len(report.problems)
     console.print(f"{report.rows:,} rows: {report.good:,} good, {bad:,} bad")
     if report.tokens and report.good:
         mean = report.tokens["all"] / report.good
