@@ -99,6 +99,20 @@ def test_a_second_judge_and_the_judge_report(composed, checkpoint, tmp_path: Pat
     assert "model agrees with rules" in run("evaluate", "--judge-report", out / "items.jsonl")
 
 
+def test_a_defended_checkpoint(checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    defended = ["--defence", "cmrm", "--calibration", "lab", "--condition", "plain"]
+    said = run("evaluate", checkpoint, "--out", out, *defended, *SHORT)
+    assert "defended by cmrm" in said
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    found = results["model"]["defence"]
+    assert (found["name"], found["calibration"]) == ("cmrm", "lab")
+    assert results["dsr"]["n"] + results["over_refusal"]["n"] == 15
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "defended by cmrm</h1>" in page
+    assert found["calibration_sha256"] in page
+
+
 def test_an_audit_joins_the_diagnosis(checkpoint, tmp_path: Path) -> None:
     run("audit", checkpoint, "--out", tmp_path, "--condition", "plain", *SHORT)
     for name in ("items.jsonl", "results.json", "diagnosis.json", "report.html"):
@@ -132,6 +146,7 @@ def test_nothing_answered_is_a_user_s_error(checkpoint, tmp_path: Path) -> None:
         (["evaluate", "m", "--out", "OUT", "--condition", "plane"], "unknown condition 'plane'"),
         (["evaluate", "m", "--out", "OUT", "--suite", "lab", "--suite", "lab"], "given twice"),
         (["evaluate", "m", "--out", "OUT", "--judge-url", "http://x"], "needs --judge-model"),
+        (["evaluate", "m", "--out", "OUT", "--url", "http://x", "--defence", "ecso"], "url out"),
         (["parity", "nowhere", "nowhere"], "no items at"),
     ],
 )

@@ -57,6 +57,7 @@ def register(app: typer.Typer) -> None:
         "`tgalign evaluate tga --url http://127.0.0.1:8000 --out runs/served --condition all`\n\n"
         "`tgalign evaluate CHECKPOINT --out runs/tga --against runs/ce "
         "--fail-under dsr=0.9,over_refusal<0.05`\n\n"
+        "`tgalign evaluate CHECKPOINT --defence ecso --calibration lab --out runs/ecso`\n\n"
         "`tgalign evaluate --judge-report shared/data/xstest/completions_gpt4.csv`"
     )(evaluate)
     app.command(epilog="Example:\n\n`tgalign audit CHECKPOINT --out runs/audit`")(audit)
@@ -79,6 +80,17 @@ def evaluate(
     url: Annotated[
         str | None,
         typer.Option(help="Ask an OpenAI-compatible server (vLLM, SGLang, llama.cpp) instead."),
+    ] = None,
+    defence: Annotated[
+        str | None,
+        typer.Option(
+            help="Set a defence around a local LLaVA: cmrm, shiftdc, safeclip, ecso, "
+            "hiddendetect or safety_prompt."
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="What --defence is calibrated on: lab, or a folder of your own."),
     ] = None,
     limit: Limit = None,
     seed: Seed = 0,
@@ -121,8 +133,8 @@ def evaluate(
     settings = Settings(
         suites=suites or ["lab"], data=data, conditions=_split(conditions), limit=limit, seed=seed,
         batch_size=batch_size, max_new_tokens=max_new_tokens, device=device, dtype=dtype, url=url,
-        against=against, judge_url=judge_url, judge_model=judge_model, parquet=parquet,
-        pictures=pictures,
+        defence=defence, calibration=calibration, against=against,
+        judge_url=judge_url, judge_model=judge_model, parquet=parquet, pictures=pictures,
     )  # fmt: skip
     _evaluate(model, out, settings, fail_under, junit, audit=False)
 

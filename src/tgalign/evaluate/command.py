@@ -41,6 +41,8 @@ class Settings:
         device: Of a local model.
         dtype: Of a local model.
         url: A chat server that serves the model; None: it is a checkpoint here.
+        defence: What stands around a local model, or None.
+        calibration: What the defence is calibrated on, ``lab`` or a folder.
         against: Folder of another evaluation to compare with.
         judge_url: A chat server with a second judge.
         judge_model: Its name there.
@@ -58,6 +60,8 @@ class Settings:
     device: str = "auto"
     dtype: str = "auto"
     url: str | None = None
+    defence: str | None = None
+    calibration: str | None = None
     against: Path | None = None
     judge_url: str | None = None
     judge_model: str | None = None
@@ -153,8 +157,11 @@ def _host(model: str, settings: Settings) -> Any:
 
         return LocalModel(
             Path(model), batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens,
-            device=settings.device, dtype=settings.dtype,
+            device=settings.device, dtype=settings.dtype, defence=settings.defence,
+            calibration=settings.calibration,
         )  # fmt: skip
+    if settings.defence or settings.calibration:
+        raise UserError("--defence stands around a checkpoint on this machine: leave --url out")
     return _server(settings.url, model, settings, settings.max_new_tokens)
 
 
@@ -212,7 +219,9 @@ def print_evaluation(results: dict[str, Any], console: Console) -> None:
     """Print the rates, the safety gap and the comparison as tables."""
     from tgalign.report.evaluation_report import p_text, warnings
 
-    table = Table(title="rate [95 % interval] n", title_justify="left")
+    defence = results["model"].get("defence")
+    around = f", defended by {defence['name']}" if defence else ""
+    table = Table(title=f"rate [95 % interval] n{around}", title_justify="left")
     for column in (
         "suite",
         "condition",
