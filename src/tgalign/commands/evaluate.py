@@ -108,7 +108,10 @@ def evaluate(
     judge_url: Annotated[
         str | None, typer.Option(help="A chat server with a second, model judge.")
     ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="Its name there.")] = None,
+    judge_model: Annotated[
+        str | None,
+        typer.Option(help="Its name there; without --judge-url PROVIDER/NAME as in inspect-ai."),
+    ] = None,
     judge_report: Annotated[
         list[Path] | None,
         typer.Option(
@@ -241,18 +244,19 @@ def _report_judges(paths: list[Path], url: str | None, model: str | None, out: P
     from tgalign.files import write_json
 
     labelled = [read_labelled(path) for path in paths]
-    server = second_judge(Settings(judge_url=url, judge_model=model))
+    second = second_judge(Settings(judge_url=url, judge_model=model))
     said = {}
-    if server is not None:
+    if second is not None:
         for found in labelled:
-            found.labels["model"] = label_responses(server, found.responses)
-            said[found.name] = describe(server, found.labels["model"])
+            found.labels["model"] = label_responses(second, found.responses)
+            said[found.name] = describe(second, found.labels["model"])
     report = judge_report(labelled)
     print_judge_report(report, typer.echo)
     for name, judge in said.items():
         typer.echo(
-            f"{name}: model judge {judge['name']}, prompt {judge['prompt_sha256'][:16]}: "
-            f"{judge['unparsed']} unparsed, {judge['failed']} failed of {judge['n']}"
+            f"{name}: model judge {judge['name']} ({judge['host']}), prompt "
+            f"{judge['prompt_sha256'][:16]}: {judge['unparsed']} unparsed, "
+            f"{judge['failed']} failed of {judge['n']}"
         )
     if out is not None:
         write_json(out / "judge-report.json", {"agreement": report, "model_judge": said})
