@@ -93,10 +93,41 @@ def test_a_second_judge_and_the_judge_report(composed, checkpoint, tmp_path: Pat
         labelled.write_text("prompt,completion,label\nq,I cannot.,refused\n", encoding="utf-8")
         said = run("evaluate", "--judge-report", labelled, "--out", tmp_path / "report", *judge)
     assert "t: rules agrees with human on 1.000" in said
-    assert "t: model judge judge, prompt" in said
+    assert "t: model judge judge (server), prompt" in said
     report = json.loads((tmp_path / "report" / "judge-report.json").read_text(encoding="utf-8"))
     assert report["model_judge"]["t"]["unparsed"] == 1
     assert "model agrees with rules" in run("evaluate", "--judge-report", out / "items.jsonl")
+
+
+def test_a_second_judge_of_a_provider_of_inspect_ai(
+    checkpoint, tmp_path: Path, monkeypatch
+) -> None:
+    pytest.importorskip("inspect_ai", reason="tgalign[eval] is not installed")
+    import tgalign.evaluate.inspect_registry  # noqa: F401  (as the entry point does)
+
+    monkeypatch.setattr("tgalign.evaluate.command.JUDGE_TOKENS", 8)
+    name = f"tgalign/{checkpoint}"
+    judge = ["--condition", "plain", "--judge-model", name, *SHORT]
+    run("evaluate", checkpoint, "--out", tmp_path, *judge)
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    said = results["judge"]["model"]
+    assert (said["name"], said["unparsed"], said["failed"]) == (name, 15, 0)  # it babbles
+    assert "inspect-ai" in said["host"]
+    assert name in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_defended_checkpoint(checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    defended = ["--defence", "cmrm", "--calibration", "lab", "--condition", "plain"]
+    said = run("evaluate", checkpoint, "--out", out, *defended, *SHORT)
+    assert "defended by cmrm" in said
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    found = results["model"]["defence"]
+    assert (found["name"], found["calibration"]) == ("cmrm", "lab")
+    assert results["dsr"]["n"] + results["over_refusal"]["n"] == 15
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "defended by cmrm</h1>" in page
+    assert found["calibration_sha256"] in page
 
 
 def test_an_audit_joins_the_diagnosis(checkpoint, tmp_path: Path) -> None:
@@ -132,6 +163,8 @@ def test_nothing_answered_is_a_user_s_error(checkpoint, tmp_path: Path) -> None:
         (["evaluate", "m", "--out", "OUT", "--condition", "plane"], "unknown condition 'plane'"),
         (["evaluate", "m", "--out", "OUT", "--suite", "lab", "--suite", "lab"], "given twice"),
         (["evaluate", "m", "--out", "OUT", "--judge-url", "http://x"], "needs --judge-model"),
+        (["evaluate", "m", "--out", "OUT", "--url", "http://x", "--defence", "ecso"], "url out"),
+        (["evaluate", "m", "--out", "OUT", "--judge-model", "gpt"], "expected PROVIDER/NAME"),
         (["parity", "nowhere", "nowhere"], "no items at"),
     ],
 )

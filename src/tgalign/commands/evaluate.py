@@ -57,6 +57,7 @@ def register(app: typer.Typer) -> None:
         "`tgalign evaluate tga --url http://127.0.0.1:8000 --out runs/served --condition all`\n\n"
         "`tgalign evaluate CHECKPOINT --out runs/tga --against runs/ce "
         "--fail-under dsr=0.9,over_refusal<0.05`\n\n"
+        "`tgalign evaluate CHECKPOINT --defence ecso --calibration lab --out runs/ecso`\n\n"
         "`tgalign evaluate --judge-report shared/data/xstest/completions_gpt4.csv`"
     )(evaluate)
     app.command(epilog="Example:\n\n`tgalign audit CHECKPOINT --out runs/audit`")(audit)
@@ -80,6 +81,17 @@ def evaluate(
         str | None,
         typer.Option(help="Ask an OpenAI-compatible server (vLLM, SGLang, llama.cpp) instead."),
     ] = None,
+    defence: Annotated[
+        str | None,
+        typer.Option(
+            help="Set a defence around a local LLaVA: cmrm, shiftdc, safeclip, ecso, "
+            "hiddendetect or safety_prompt."
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="What --defence is calibrated on: lab, or a folder of your own."),
+    ] = None,
     limit: Limit = None,
     seed: Seed = 0,
     batch_size: BatchSize = 32,
@@ -96,7 +108,10 @@ def evaluate(
     judge_url: Annotated[
         str | None, typer.Option(help="A chat server with a second, model judge.")
     ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="Its name there.")] = None,
+    judge_model: Annotated[
+        str | None,
+        typer.Option(help="Its name there; without --judge-url PROVIDER/NAME as in inspect-ai."),
+    ] = None,
     judge_report: Annotated[
         list[Path] | None,
         typer.Option(
@@ -121,8 +136,8 @@ def evaluate(
     settings = Settings(
         suites=suites or ["lab"], data=data, conditions=_split(conditions), limit=limit, seed=seed,
         batch_size=batch_size, max_new_tokens=max_new_tokens, device=device, dtype=dtype, url=url,
-        against=against, judge_url=judge_url, judge_model=judge_model, parquet=parquet,
-        pictures=pictures,
+        defence=defence, calibration=calibration, against=against,
+        judge_url=judge_url, judge_model=judge_model, parquet=parquet, pictures=pictures,
     )  # fmt: skip
     _evaluate(model, out, settings, fail_under, junit, audit=False)
 
@@ -229,18 +244,19 @@ def _report_judges(paths: list[Path], url: str | None, model: str | None, out: P
     from tgalign.files import write_json
 
     labelled = [read_labelled(path) for path in paths]
-    server = second_judge(Settings(judge_url=url, judge_model=model))
+    second = second_judge(Settings(judge_url=url, judge_model=model))
     said = {}
-    if server is not None:
+    if second is not None:
         for found in labelled:
-            found.labels["model"] = label_responses(server, found.responses)
-            said[found.name] = describe(server, found.labels["model"])
+            found.labels["model"] = label_responses(second, found.responses)
+            said[found.name] = describe(second, found.labels["model"])
     report = judge_report(labelled)
     print_judge_report(report, typer.echo)
     for name, judge in said.items():
         typer.echo(
-            f"{name}: model judge {judge['name']}, prompt {judge['prompt_sha256'][:16]}: "
-            f"{judge['unparsed']} unparsed, {judge['failed']} failed of {judge['n']}"
+            f"{name}: model judge {judge['name']} ({judge['host']}), prompt "
+            f"{judge['prompt_sha256'][:16]}: {judge['unparsed']} unparsed, "
+            f"{judge['failed']} failed of {judge['n']}"
         )
     if out is not None:
         write_json(out / "judge-report.json", {"agreement": report, "model_judge": said})

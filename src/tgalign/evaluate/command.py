@@ -25,6 +25,9 @@ from tgalign.files import write_json
 KEY = "TGALIGN_API_KEY"
 """Environment variable whose value is sent to a server as a bearer token."""
 
+JUDGE_TOKENS = 512
+"""Length at which a model judge is cut."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -41,9 +44,11 @@ class Settings:
         device: Of a local model.
         dtype: Of a local model.
         url: A chat server that serves the model; None: it is a checkpoint here.
+        defence: What stands around a local model, or None.
+        calibration: What the defence is calibrated on, ``lab`` or a folder.
         against: Folder of another evaluation to compare with.
-        judge_url: A chat server with a second judge.
-        judge_model: Its name there.
+        judge_url: A chat server with a second judge; None: inspect-ai finds it.
+        judge_model: Its name there, or ``PROVIDER/NAME``; None: there is no second judge.
         parquet: Whether to write items.parquet too.
         pictures: Whether the page shows pictures.
     """
@@ -58,6 +63,8 @@ class Settings:
     device: str = "auto"
     dtype: str = "auto"
     url: str | None = None
+    defence: str | None = None
+    calibration: str | None = None
     against: Path | None = None
     judge_url: str | None = None
     judge_model: str | None = None
@@ -153,8 +160,11 @@ def _host(model: str, settings: Settings) -> Any:
 
         return LocalModel(
             Path(model), batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens,
-            device=settings.device, dtype=settings.dtype,
+            device=settings.device, dtype=settings.dtype, defence=settings.defence,
+            calibration=settings.calibration,
         )  # fmt: skip
+    if settings.defence or settings.calibration:
+        raise UserError("--defence stands around a checkpoint on this machine: leave --url out")
     return _server(settings.url, model, settings, settings.max_new_tokens)
 
 
@@ -174,25 +184,36 @@ def _require(package: str, what: str) -> None:
 
 
 def second_judge(settings: Settings) -> Any:
-    """The server of the model judge, or None where none is asked for."""
-    if settings.judge_url is None:
-        return None
-    if not settings.judge_model:
+    """What answers as the model judge, or None where none is asked for.
+
+    Raises:
+        UserError: It cannot be reached.
+    """
+    if settings.judge_model is None:
+        if settings.judge_url is None:
+            return None
         raise UserError("--judge-url needs --judge-model, the name under which it serves the judge")
-    return _server(settings.judge_url, settings.judge_model, settings, 512)
+    if settings.judge_url is not None:
+        return _server(settings.judge_url, settings.judge_model, settings, JUDGE_TOKENS)
+    from tgalign.evaluate.inspect_model import InspectModel
+
+    _require("inspect_ai", "--judge-model without --judge-url")
+    return InspectModel(
+        settings.judge_model, concurrency=settings.batch_size, max_new_tokens=JUDGE_TOKENS
+    )
 
 
-def _judge_again(server: Any, rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+def _judge_again(judge: Any, rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
     from tgalign.evaluate.judge_report import judge_report, read_labelled
-    from tgalign.evaluate.model_judge import describe, label_responses
+    from tgalign.evaluate.model_judge import describe, label_items
 
     answered = [row for row in rows if row["answer"] is not None]
-    labels = label_responses(server, [(row["prompt"], row["answer"]) for row in answered])
+    labels = label_items(judge, answered, out)
     for row, label in zip(answered, labels, strict=True):
         row["model_verdict"] = label
     write_items(out / ITEMS, rows)
     agreement = judge_report([read_labelled(out / ITEMS)])
-    return {"model": describe(server, labels), "agreement": agreement["items"]}
+    return {"model": describe(judge, labels), "agreement": agreement["items"]}
 
 
 def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -212,7 +233,9 @@ def print_evaluation(results: dict[str, Any], console: Console) -> None:
     """Print the rates, the safety gap and the comparison as tables."""
     from tgalign.report.evaluation_report import p_text, warnings
 
-    table = Table(title="rate [95 % interval] n", title_justify="left")
+    defence = results["model"].get("defence")
+    around = f", defended by {defence['name']}" if defence else ""
+    table = Table(title=f"rate [95 % interval] n{around}", title_justify="left")
     for column in (
         "suite",
         "condition",

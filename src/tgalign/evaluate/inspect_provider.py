@@ -50,18 +50,21 @@ class LocalAPI(ModelAPI):
         batch_size: int = 32,
         device: str = "auto",
         dtype: str = "auto",
+        defence: str | None = None,
+        calibration: str | None = None,
     ) -> None:
         """Load the checkpoint; ``-M batch_size=8 -M device=cuda -M dtype=bfloat16`` set the rest.
 
         Raises:
-            UserError: There is no such checkpoint.
+            UserError: There is no such checkpoint, or a defence that it cannot have.
         """
         from tgalign.evaluate.local_host import LocalModel
 
         super().__init__(model_name, base_url, api_key, [], config)
         self._host = LocalModel(
-            Path(model_name), batch_size=int(batch_size), device=device, dtype=dtype
-        )
+            Path(model_name), batch_size=int(batch_size), device=device, dtype=dtype,
+            defence=defence, calibration=calibration,
+        )  # fmt: skip
         self._questions: Queue[_Question] = Queue()
         Thread(target=self._work, daemon=True).start()
 

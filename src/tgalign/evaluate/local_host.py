@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ class LocalModel:
         max_new_tokens: int = 256,
         device: str = "auto",
         dtype: str = "auto",
+        defence: str | None = None,
+        calibration: str | None = None,
     ) -> None:
-        """Load the checkpoint.
+        """Load the checkpoint, and set the defence around it.
 
         Args:
             path: Its folder.
@@ -32,9 +35,13 @@ class LocalModel:
             device: ``cpu``, ``cuda``, ``cuda:1``; ``auto``: a GPU if there is one.
             dtype: ``float32``, ``bfloat16``, ``float16``; ``auto``: float32 on a CPU,
                 else bfloat16.
+            defence: A key of ``baselines.methods.DEFENCES`` that stands around the model as long as
+                this object lives, or None.
+            calibration: What the defence is calibrated on: ``lab`` or a folder.
 
         Raises:
-            UserError: There is no such checkpoint, device or dtype.
+            UserError: There is no such checkpoint, device, dtype or defence, or the calibration is
+                missing or lacks what the defence needs.
         """
         import torch
 
@@ -50,6 +57,32 @@ class LocalModel:
             self.model = model.to(device=device, dtype=getattr(torch, dtype))
         except (RuntimeError, AssertionError) as fault:
             raise UserError(f"device {device!r} cannot hold the model: {fault}") from None
+        self.defence: dict[str, Any] | None = None
+        if defence is not None:
+            self.defence = self._defend(defence, calibration)
+        elif calibration is not None:
+            raise UserError("a calibration is for a defence: give one (--defence), or neither")
+
+    def _defend(self, name: str, source: str | None) -> dict[str, Any]:
+        from tgalign.baselines.calibration_folder import find_calibration
+        from tgalign.baselines.methods import defend
+
+        if source is None:
+            raise UserError(
+                f"the defence {name} needs --calibration: lab, or a folder of your own (see "
+                "docs/results.md)"
+            )
+        if self.model.config.model_type != "llava":
+            raise UserError(
+                f"the model at {self.path} is a {self.model.config.model_type}: defences stand "
+                "around a llava only"
+            )
+        calibration = find_calibration(source)
+        self._around = ExitStack()  # kept: the defence ends when its context is closed
+        self._around.enter_context(
+            defend(self.model, self.processor, name, calibration=calibration)
+        )
+        return {"name": name, "calibration": source, "calibration_sha256": calibration.sha256}
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Said]]:
         """Answer prompts, see ``generate.answer_each``."""
@@ -62,7 +95,7 @@ class LocalModel:
         )
 
     def describe(self) -> dict[str, Any]:
-        """What answers depend on: weights, chat template, decoding, device."""
+        """What answers depend on: weights, chat template, decoding, device, defence."""
         template = self.processor.chat_template or self.processor.tokenizer.chat_template
         return {
             "host": "local",
@@ -74,6 +107,7 @@ class LocalModel:
             "decoding": {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_new_tokens},
             "device": str(self.model.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "defence": self.defence,
         }
 
 

@@ -178,9 +178,12 @@ def _line(row: dict[str, Any]) -> str:
 
 def _lasting(host: dict[str, Any]) -> dict[str, Any]:
     """What a run may not change on the way; the rest of a host's description may be learnt late."""
-    return {key: host.get(key) for key in ("host", "name", "decoding", "chat_template_sha256")} | (
-        {"revision": host["revision"]} if host["host"] == "local" else {}
-    )
+    lasting = {key: host.get(key) for key in ("host", "name", "decoding", "chat_template_sha256")}
+    if host["host"] == "local":
+        lasting["revision"] = host["revision"]
+    if host.get("defence"):
+        lasting["defence"] = [host["defence"][key] for key in ("name", "calibration_sha256")]
+    return lasting
 
 
 def _check_same_run(out: Path, state: dict[str, Any]) -> None:
@@ -190,8 +193,9 @@ def _check_same_run(out: Path, state: dict[str, Any]) -> None:
         if found != state:
             changed = [key for key in state if found.get(key) != state[key]]
             raise UserError(
-                f"{out} holds another evaluation ({', '.join(changed)} differ: the checkpoint, or "
-                "--suite, --condition, --limit, --seed): choose another --out, or remove it"
+                f"{out} holds another evaluation ({', '.join(changed)} differ: the checkpoint, "
+                "its --defence, or --suite, --condition, --limit, --seed): choose another --out, "
+                "or remove it"
             )
     elif (out / ITEMS).is_file():
         raise UserError(f"{out} holds {ITEMS} of unknown origin: choose another --out")

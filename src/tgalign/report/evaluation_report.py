@@ -50,6 +50,7 @@ def write_evaluation_report(
         results={**results, "judge": {"model": None, **results["judge"]}},
         plain=any(row["condition"] == "plain" for row in rows),
         warnings=warnings(results),
+        defence=results["model"].get("defence"),
         scenes=_scenes,
         comparison=results.get("comparison"),
         diagnosis=diagnosis,

@@ -1,11 +1,12 @@
 """A calibration read from a folder, and what is said of one that lacks something."""
 
 import json
+from dataclasses import fields, replace
 
 import pytest
 from PIL import Image
 
-from tgalign.baselines import defend
+from tgalign.baselines import Calibration, defend
 from tgalign.baselines.calibration_folder import read_calibration
 from tgalign.errors import UserError
 
@@ -32,6 +33,32 @@ def test_a_folder_is_a_calibration(folder, llava, processor):
         pass
 
 
+def test_a_folder_may_hold_settings_and_the_clip(folder):
+    (folder / "settings.yaml").write_text("question: what is this ?\nbudget: 0.1\n")
+    (folder / "clip").mkdir()
+    found = read_calibration(folder)
+    assert (found.question, found.budget) == ("what is this ?", 0.1)
+    assert found.caption_question == "Describe this image."
+    assert found.clip == folder / "clip"
+    assert read_calibration(folder, budget=0.5).budget == 0.5
+
+
+def test_the_hash_covers_all_that_a_defence_looks_at(folder):
+    found = read_calibration(folder)
+    other = Image.new("RGB", (9, 9), "red")
+    (folder / "clip").mkdir()
+    (folder / "clip" / "model.safetensors").write_bytes(b"weights")
+    changes = (
+        {"pictures": [other, *found.pictures[1:]]}, {"captions": ["x", "y", "z"]},
+        {"toxic_captions": ["gin"]}, {"descriptors": ["gin"]}, {"question": "q"},
+        {"caption_question": "q"}, {"refusal": "no"}, {"safety_prompt": "no"}, {"budget": 0.3},
+        {"clip": folder / "clip"},
+    )  # fmt: skip
+    hashes = [found.sha256, *(replace(found, **change).sha256 for change in changes)]
+    assert len(set(hashes)) == len(hashes) == len(fields(Calibration)) + 1
+    assert read_calibration(folder, clip=None).sha256 == found.sha256
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
@@ -39,6 +66,9 @@ def test_a_folder_is_a_calibration(folder, llava, processor):
         ("toxic.jsonl", None, "no texts at"),
         ("harmless.jsonl", '{"image": "0.png"}\n', r"harmless.jsonl:1: .*an image and a caption"),
         ("toxic.jsonl", '{"txt": 1}\n', r"toxic.jsonl:1"),
+        ("settings.yaml", "budget: 2\n", r"settings.yaml sets no calibration"),
+        ("settings.yaml", "pictures: []\n", r"settings.yaml sets no calibration"),
+        ("settings.yaml", "[", r"settings.yaml sets no calibration"),
     ],
 )
 def test_what_a_folder_lacks_is_named(file, text, message, folder):
