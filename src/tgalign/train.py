@@ -22,7 +22,7 @@ from tgalign.data.records import Problem, Record, read_records, require_all_good
 from tgalign.data.sources import image_root_of
 from tgalign.errors import UserError
 from tgalign.execution import compile_layers, half_products, packs, set_up
-from tgalign.files import is_free, read_json, write_text
+from tgalign.files import is_free, read_json, sole_writer, write_text
 from tgalign.parallel import connect
 from tgalign.pooling import parse_layers
 from tgalign.stage import train_stage
@@ -50,8 +50,15 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
         UserError: Anything wrong with the checkpoint or a row of the data, before training;
             ``out`` holds something else; or the processes do not fit the config.
     """
-    checkpoint = config.out / "checkpoint"
     processes = connect(config)
+    with sole_writer(config.out) if processes.is_main_process else nullcontext():
+        processes.wait_for_everyone()
+        return _train_all(config, processes, progress_bar)
+
+
+def _train_all(config: TrainConfig, processes: PartialState, progress_bar: bool) -> Path:
+    """The same for a run that has ``out`` for itself."""
+    checkpoint = config.out / "checkpoint"
     _claim(config)
     trained = (checkpoint / "config.json").is_file()
     processes.wait_for_everyone()  # all have looked before any writes
