@@ -12,7 +12,7 @@ from tgalign import __version__
 from tgalign.commands import app as app_command
 from tgalign.commands import caption, check, compare, compose, evaluate, retrieve
 from tgalign.commands import diagnose as diagnose_command
-from tgalign.errors import UserError
+from tgalign.errors import UserError, disk_refusal
 from tgalign.termination import STATUS, exit_on_sigterm
 
 app = typer.Typer(
@@ -269,12 +269,22 @@ diagnose_command.register(app, lab)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends with one message and status 2."""
+    """Run the command line; a user's mistake, or a full disk, ends with one message, status 2."""
     try:
         with exit_on_sigterm():
             app()
     except UserError as fault:
         typer.echo(f"tgalign: {fault}", err=True)
+        sys.exit(2)
+    except Exception as fault:
+        refused = disk_refusal(fault)
+        if refused is None:
+            raise
+        typer.echo(
+            f"tgalign: {refused}. Make room, or mend what is refused, and give the same command "
+            "again: it goes on from what was finished",
+            err=True,
+        )
         sys.exit(2)
     except SystemExit as end:
         if end.code in (130, STATUS):  # what typer makes of a KeyboardInterrupt, and we of SIGTERM

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, get_args
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from tgalign.demo_results import assemble_results, markdown, print_results, versions
+from tgalign.demo_results import (
+    SCHEMA_VERSION,
+    assemble_results,
+    markdown,
+    print_results,
+    versions,
+)
 from tgalign.errors import UserError
 from tgalign.files import claim, read_json, sha256, sole_writer, write_json, write_text
 from tgalign.metrics import read_metrics, stage_seconds
@@ -22,7 +28,6 @@ if TYPE_CHECKING:
     from tgalign.lab.alignment_data import DataSize
     from tgalign.lab.suite import LabSuite
 
-SCHEMA_VERSION = 2
 MEASUREMENT = "measurement.json"
 
 

@@ -45,6 +45,29 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({fault}): remove it, and what it stands in") from None
 
 
+def check_schema(content: Any, where: Path | str, version: int, what: str) -> None:
+    """Refuse a file of another schema version than the one that is read here.
+
+    Args:
+        content: Of the file.
+        where: The file, for the message.
+        version: What is read here.
+        what: What the file is, for the message.
+
+    Raises:
+        UserError: It states another version, or none.
+    """
+    said = content.get("schema_version") if isinstance(content, dict) else None
+    if said == version:
+        return
+    newer = isinstance(said, int) and said > version
+    mend = "update tgalign" if newer else "make it again, or use the tgalign that wrote it"
+    has = "states no schema_version" if said is None else f"has schema_version {said!r}"
+    raise UserError(
+        f"{where} {has}, and this tgalign reads schema version {version} of {what}: {mend}"
+    )
+
+
 def make_parent(path: Path) -> None:
     """Make the folder that a file or folder will lie in, before any work for it is done.
 
@@ -130,7 +153,10 @@ def claim(out: Path, marker: str, settings: Any, what: str) -> None:
     path = out / marker
     try:
         if path.is_file():
-            if read_json(path) != settings:
+            found = read_json(path)
+            if "schema_version" in settings:
+                check_schema(found, path, settings["schema_version"], f"a {what}")
+            if found != settings:
                 raise UserError(
                     f"{out} holds a {what} with other settings ({path}): give another --out, or "
                     "remove it"

@@ -11,15 +11,13 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from tgalign.baselines.comparison import assemble, write_comparison
+from tgalign.baselines.comparison import SCHEMA_VERSION, assemble, write_comparison
 from tgalign.baselines.methods import DEFAULT_METHODS, TRAININGS, Plan, plan
 from tgalign.baselines.training import Setting, prepare, train_method, training_config
 from tgalign.demo_results import versions
 from tgalign.errors import UserError
 from tgalign.files import claim, digest, read_json, sole_writer, write_json
 from tgalign.workers import Job, Workers, available_cores, workers
-
-SCHEMA_VERSION = 1
 
 SUITE = 3_000
 """Added to the seed: the suites of the comparison are neither the demo's nor the experiments'."""

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tgalign.config import DIAGNOSIS_SCHEMA
 from tgalign.data.records import DEFAULT_QUESTION
 from tgalign.diagnose import figures
 from tgalign.diagnose.anatomy import anatomy
@@ -21,7 +22,6 @@ from tgalign.errors import UserError
 from tgalign.files import claim, read_json, sole_writer, write_json
 from tgalign.pooling import parse_layers
 
-SCHEMA_VERSION = 1
 FILE = "diagnosis.json"
 GALLERY = 12
 THUMBNAIL = 288
@@ -106,7 +106,7 @@ def diagnose(
         answers = found.pop("patched_answers")
         found["gallery"] = _gallery(out, probes, shown, reading, maps, answers)
         result = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": DIAGNOSIS_SCHEMA,
             "model_type": model.config.model_type,
             "num_layers": parts.num_layers,
             "scenes": probes.scenes,

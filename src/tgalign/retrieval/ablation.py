@@ -132,6 +132,7 @@ def run(
             found.setdefault(cell.name, []).append(result)
         rows = [pooled(cell, found[cell.name]) for cell in wanted]
         content = {
+            "schema_version": 1,
             "kind": kind,
             "arm": arm,
             "condition": condition,
