@@ -14,6 +14,7 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from tgalign.diagnose.conflict import gradient_conflict
 from tgalign.files import write_text
 from tgalign.task import AlignmentTask
+from tgalign.termination import Stop
 
 
 def keep_until(path: Path, step: int) -> None:
@@ -52,6 +53,26 @@ class ConflictLog(TrainerCallback):
                 continue
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+class SaveAndStop(TrainerCallback):
+    """Save after a step and end the training there, once all processes have agreed on it.
+
+    Attributes:
+        stop: Whether this process was asked to.
+        agreed: Whether the step under way is the last.
+    """
+
+    def __init__(self) -> None:
+        self.stop, self.agreed = Stop(), False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the training if it is to stop."""
+        if self.agreed:
+            self.stop.asked = True
+            control.should_save = control.should_training_stop = True
 
 
 class StageProgress(ProgressCallback):

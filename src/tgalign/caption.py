@@ -19,7 +19,7 @@ from tgalign.data.records import Problem, read
 from tgalign.data.shapes import as_ours
 from tgalign.data.sources import Raw, Source, image_root_of, open_source, with_bar
 from tgalign.errors import UserError
-from tgalign.files import make_parent, write_text
+from tgalign.files import sole_writer, write_text
 
 PROGRESS = ".progress"
 """Suffix of the file that keeps what is done."""
@@ -86,47 +86,49 @@ def caption(
     """
     from tgalign.captioner import Captioner
 
-    if out.exists():
-        raise UserError(f"{out} exists: name another file as out, or remove it")
-    make_parent(out)
-    rows, problems = _read(source, images, "records" if progress_bar else None)
-    wanted = list(dict.fromkeys(row.image for row in rows if row.image is not None))
-    settings = {"model": str(model), "prompt": prompt, "max_new_tokens": max_new_tokens}
-    progress = out.with_name(out.name + PROGRESS)
-    done = _read_progress(progress, settings)
-    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-    missing = [[path for path in batch if str(path) not in done] for batch in batches]
-    failed: dict[Path, str] = {}
-    if any(missing):
-        captioner = Captioner(
-            model, prompt, batch_size=batch_size, max_new_tokens=max_new_tokens, dtype=dtype
-        )
-        with progress.open("a", encoding="utf-8") as journal:
-            if journal.tell() == 0:
-                _append(journal, settings)
-            for said, faults in _captions(missing, captioner, bool(done), progress_bar):
-                done |= said
-                failed |= faults
-                if said:
-                    _append(journal, said)
-    lines, kept = [], 0
-    for row in rows:
-        if row.image is None:
-            kept += 1
-            lines.append(row.content)
-        elif row.image in failed:
-            problems.append(Problem(row.file, row.number, failed[row.image]))
+    with sole_writer(out, beside=True):
+        if out.exists():
+            raise UserError(f"{out} exists: name another file as out, or remove it")
+        rows, problems = _read(source, images, "records" if progress_bar else None)
+        wanted = list(dict.fromkeys(row.image for row in rows if row.image is not None))
+        settings = {"model": str(model), "prompt": prompt, "max_new_tokens": max_new_tokens}
+        progress = out.with_name(out.name + PROGRESS)
+        done = _read_progress(progress, settings)
+        batches = [
+            wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)
+        ]
+        missing = [[path for path in batch if str(path) not in done] for batch in batches]
+        failed: dict[Path, str] = {}
+        if any(missing):
+            captioner = Captioner(
+                model, prompt, batch_size=batch_size, max_new_tokens=max_new_tokens, dtype=dtype
+            )
+            with progress.open("a", encoding="utf-8") as journal:
+                if journal.tell() == 0:
+                    _append(journal, settings)
+                for said, faults in _captions(missing, captioner, bool(done), progress_bar):
+                    done |= said
+                    failed |= faults
+                    if said:
+                        _append(journal, said)
+        lines, kept = [], 0
+        for row in rows:
+            if row.image is None:
+                kept += 1
+                lines.append(row.content)
+            elif row.image in failed:
+                problems.append(Problem(row.file, row.number, failed[row.image]))
+            else:
+                lines.append(row.content | {"caption": done[str(row.image)]})
+        problems.sort(key=lambda problem: problem.row)
+        left_out = out.with_name(out.name + PROBLEMS)
+        if problems:
+            write_text(left_out, _jsonl([vars(it) for it in problems]))
         else:
-            lines.append(row.content | {"caption": done[str(row.image)]})
-    problems.sort(key=lambda problem: problem.row)
-    left_out = out.with_name(out.name + PROBLEMS)
-    if problems:
-        write_text(left_out, _jsonl([vars(it) for it in problems]))
-    else:
-        left_out.unlink(missing_ok=True)  # of an earlier run
-    write_text(out, _jsonl(lines))
-    progress.unlink(missing_ok=True)
-    return Captioned(len(lines) - kept, kept, problems)
+            left_out.unlink(missing_ok=True)  # of an earlier run
+        write_text(out, _jsonl(lines))
+        progress.unlink(missing_ok=True)
+        return Captioned(len(lines) - kept, kept, problems)
 
 
 def _captions(

@@ -12,7 +12,8 @@ from tgalign import __version__
 from tgalign.commands import app as app_command
 from tgalign.commands import caption, check, compare, compose, evaluate, retrieve
 from tgalign.commands import diagnose as diagnose_command
-from tgalign.errors import UserError
+from tgalign.errors import UserError, disk_refusal
+from tgalign.termination import STATUS, exit_on_sigterm
 
 app = typer.Typer(
     name="tgalign",
@@ -270,17 +271,27 @@ diagnose_command.register(app, lab)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends with one message and status 2."""
+    """Run the command line; a user's mistake, or a full disk, ends with one message, status 2."""
     try:
-        app()
+        with exit_on_sigterm():
+            app()
     except UserError as fault:
         typer.echo(f"tgalign: {fault}", err=True)
         sys.exit(2)
+    except Exception as fault:
+        refused = disk_refusal(fault)
+        if refused is None:
+            raise
+        typer.echo(
+            f"tgalign: {refused}. Make room, or mend what is refused, and give the same command "
+            "again: it goes on from what was finished",
+            err=True,
+        )
+        sys.exit(2)
     except SystemExit as end:
-        if end.code == 130:  # what typer makes of a KeyboardInterrupt
-            typer.echo(
-                "tgalign: interrupted; the same command goes on from what was finished", err=True
-            )
+        if end.code in (130, STATUS):  # what typer makes of a KeyboardInterrupt, and we of SIGTERM
+            how = "interrupted" if end.code == 130 else "stopped by SIGTERM"
+            typer.echo(f"tgalign: {how}; the same command goes on from what was finished", err=True)
         raise
 
 

@@ -10,11 +10,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tgalign.errors import UserError
-from tgalign.files import read_json
+from tgalign.files import check_schema, read_json
 from tgalign.objective import Form, Pair, Similarity
 
 DIAGNOSED = ("safety", "causal")
 """Choices of layers that ``tgalign diagnose`` makes."""
+DIAGNOSIS_SCHEMA = 1
+"""Schema version of diagnosis.json."""
 
 
 class _Strict(BaseModel):
@@ -273,6 +275,9 @@ def diagnosed_layers(path: Path, choice: str) -> list[int]:
     if not path.is_file():
         raise UserError(f"no diagnosis at {path}: expected the diagnosis.json of tgalign diagnose")
     found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no diagnosis.json of tgalign diagnose")
+    check_schema(found, path, DIAGNOSIS_SCHEMA, "a diagnosis")
     try:
         if choice == "causal":
             layers = list(found["causal_layers"])

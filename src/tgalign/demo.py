@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING, Any, get_args
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from tgalign.demo_results import assemble_results, markdown, print_results, versions
+from tgalign.demo_results import (
+    SCHEMA_VERSION,
+    assemble_results,
+    markdown,
+    print_results,
+    versions,
+)
 from tgalign.errors import UserError
-from tgalign.files import claim, read_json, sha256, write_json, write_text
+from tgalign.files import claim, read_json, sha256, sole_writer, write_json, write_text
 from tgalign.metrics import read_metrics, stage_seconds
 from tgalign.workers import Job, available_cores, workers
 
@@ -22,7 +28,6 @@ if TYPE_CHECKING:
     from tgalign.lab.alignment_data import DataSize
     from tgalign.lab.suite import LabSuite
 
-SCHEMA_VERSION = 2
 MEASUREMENT = "measurement.json"
 
 
@@ -77,35 +82,37 @@ def run_demo(
         )
     out = out.resolve()
     settings = {"condition": condition, "toxic_share": share, "style": style, "smoke": smoke}
-    claim(out, "demo.json", {"schema_version": SCHEMA_VERSION, **settings}, "demo")
-    from tgalign.report.demo_report import write_demo_report
+    with sole_writer(out):
+        claim(out, "demo.json", {"schema_version": SCHEMA_VERSION, **settings}, "demo")
+        from tgalign.report.demo_report import write_demo_report
 
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=140)
-    jobs = min(jobs or available_cores(), len(arms) + 1)
-    measured: dict[int, dict[str, dict[str, Any]]] = {}
-    with workers(jobs, console, progress_bar=progress_bar) as crew:
-        for seed in range(num_seeds):
-            console.print(f"[bold]seed {seed} ({seed + 1} of {num_seeds})")
-            run = _Run(out / f"seed{seed}", seed, condition, share, style, smoke)
-            found = {arm: run.measured(arm) for arm in ["base", *arms]}
-            # The longest first: what is left for the end is short.
-            todo = sorted((arm for arm in found if not found[arm]), key=lambda arm: arm != "tga")
-            if todo:
-                _prepare(run, console)
-                watch = _bars(run, todo) if jobs > 1 else None
-                own_bar = progress_bar and jobs == 1
-                work: list[Job] = [(arm, _run_arm, (arm, run, own_bar)) for arm in todo]
-                found |= crew.run(f"seed {seed}: models done", work, watch)
-            measured[seed] = found
-    gallery = _save_gallery(out, demo_suite(0, style, smoke), measured[0])
-    results = assemble_results(measured, gallery, settings)
-    write_json(out / "results.json", results)
-    write_text(out / "table.md", markdown(results))
-    report = write_demo_report(results, out)
-    print_results(console, results)
-    console.print(f"\nresults  {out / 'results.json'}\nreport   {report}", soft_wrap=True)
-    return results
+        terminal = Console()
+        console = terminal if terminal.is_terminal else Console(width=140)
+        jobs = min(jobs or available_cores(), len(arms) + 1)
+        measured: dict[int, dict[str, dict[str, Any]]] = {}
+        with workers(jobs, console, progress_bar=progress_bar) as crew:
+            for seed in range(num_seeds):
+                console.print(f"[bold]seed {seed} ({seed + 1} of {num_seeds})")
+                run = _Run(out / f"seed{seed}", seed, condition, share, style, smoke)
+                found = {arm: run.measured(arm) for arm in ["base", *arms]}
+                # The longest first: what is left for the end is short.
+                left = [arm for arm in found if not found[arm]]
+                todo = sorted(left, key=lambda arm: arm != "tga")
+                if todo:
+                    _prepare(run, console)
+                    watch = _bars(run, todo) if jobs > 1 else None
+                    own_bar = progress_bar and jobs == 1
+                    work: list[Job] = [(arm, _run_arm, (arm, run, own_bar)) for arm in todo]
+                    found |= crew.run(f"seed {seed}: models done", work, watch)
+                measured[seed] = found
+        gallery = _save_gallery(out, demo_suite(0, style, smoke), measured[0])
+        results = assemble_results(measured, gallery, settings)
+        write_json(out / "results.json", results)
+        write_text(out / "table.md", markdown(results))
+        report = write_demo_report(results, out)
+        print_results(console, results)
+        console.print(f"\nresults  {out / 'results.json'}\nreport   {report}", soft_wrap=True)
+        return results
 
 
 @dataclass(frozen=True)

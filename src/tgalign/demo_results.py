@@ -11,6 +11,9 @@ from tgalign.evaluate.statistics import Rate, wilson
 if TYPE_CHECKING:
     from rich.console import Console
 
+SCHEMA_VERSION = 2
+"""Of results.json and demo.json."""
+
 Found = dict[str, Any]
 """One arm's measurement of one seed (``demo._run_arm``)."""
 
@@ -50,7 +53,7 @@ def assemble_results(
     arms = [arm for arm in next(iter(measured.values())) if arm != "base"]
     base = [found["base"] for found in measured.values()]
     return {
-        "schema_version": 2,
+        "schema_version": SCHEMA_VERSION,
         **settings,
         "seeds": list(measured),
         "arms": {

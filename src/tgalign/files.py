@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from tgalign.errors import UserError
 
 INCOMPLETE = ".incomplete"
 """Suffix of what is being written; whatever bears it can be removed."""
+LOCK = "lock" + INCOMPLETE
+"""Name of the file that a run holds locked while it writes."""
+PATIENCE = 10.0
+"""Seconds that a run waits for the workers of one that was killed."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -41,6 +45,29 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({fault}): remove it, and what it stands in") from None
 
 
+def check_schema(content: Any, where: Path | str, version: int, what: str) -> None:
+    """Refuse a file of another schema version than the one that is read here.
+
+    Args:
+        content: Of the file.
+        where: The file, for the message.
+        version: What is read here.
+        what: What the file is, for the message.
+
+    Raises:
+        UserError: It states another version, or none.
+    """
+    said = content.get("schema_version") if isinstance(content, dict) else None
+    if said == version:
+        return
+    newer = isinstance(said, int) and said > version
+    mend = "update tgalign" if newer else "make it again, or use the tgalign that wrote it"
+    has = "states no schema_version" if said is None else f"has schema_version {said!r}"
+    raise UserError(
+        f"{where} {has}, and this tgalign reads schema version {version} of {what}: {mend}"
+    )
+
+
 def make_parent(path: Path) -> None:
     """Make the folder that a file or folder will lie in, before any work for it is done.
 
@@ -63,6 +90,42 @@ def folder_at_once(folder: Path) -> Iterator[Path]:
         beside.replace(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def sole_writer(out: Path, *, beside: bool = False) -> Iterator[None]:
+    """Keep a second run from writing where this one does.
+
+    The lock goes with the process that holds it, however that ends. Workers of one that was killed
+    may outlive it by seconds, for which a new run waits.
+
+    Args:
+        out: What is written.
+        beside: It is a file, or a folder that appears when it is complete, so the lock lies beside
+            it; else it lies in the folder, which is made.
+
+    Raises:
+        UserError: Another run writes there, or nobody can.
+    """
+    from filelock import FileLock, Timeout
+
+    path = out.with_name(f"{out.name}.{LOCK}") if beside else out / LOCK
+    lock = FileLock(path, timeout=PATIENCE)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another run is writing to {out}: wait for its end, or give another --out"
+        ) from None
+    except OSError as fault:
+        raise UserError(f"cannot write to {out}: {fault}") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        lock.release()
 
 
 def digest(content: Any) -> str:
@@ -90,7 +153,10 @@ def claim(out: Path, marker: str, settings: Any, what: str) -> None:
     path = out / marker
     try:
         if path.is_file():
-            if read_json(path) != settings:
+            found = read_json(path)
+            if "schema_version" in settings:
+                check_schema(found, path, settings["schema_version"], f"a {what}")
+            if found != settings:
                 raise UserError(
                     f"{out} holds a {what} with other settings ({path}): give another --out, or "
                     "remove it"

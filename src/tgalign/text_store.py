@@ -21,11 +21,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, read_json, sha256, write_json
+from tgalign.files import INCOMPLETE, check_schema, read_json, sha256, write_json
 
 # Shape legend: N texts, L layers, D channels, X bytes of a key.
 
 _MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+"""Of the folder's manifest."""
 
 
 class TextStore:
@@ -43,12 +45,14 @@ class TextStore:
     def __init__(self, root: Path, identity: dict[str, Any], *, progress_bar: bool = False) -> None:
         name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = root / name
-        self._manifest: dict[str, Any] = {"identity": identity, "files": {}}
+        self._manifest: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+        self._manifest |= {"identity": identity, "files": {}}
         self._index: dict[bytes, tuple[str, int]] = {}
         self._open: dict[str, Any] = {}
         path = self.folder / _MANIFEST
         if path.is_file():
-            self._manifest = read_json(path)
+            self._manifest = {"schema_version": 1} | read_json(path)  # the first stated none
+            check_schema(self._manifest, path, SCHEMA_VERSION, "kept states of texts")
             if self._manifest.get("identity") != identity:
                 raise UserError(f"{path} is not about the model and layers asked for: remove it")
             files = self._manifest["files"].items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ import torch
 from accelerate import PartialState
 
 from tgalign.checkpoint import load_llava, pixel_loader, save_checkpoint
-from tgalign.config import StageConfig, TrainConfig
+from tgalign.config import StageConfig, TrainConfig, parse_config
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.load import UNPACKED, TrainingData
@@ -22,7 +21,7 @@ from tgalign.data.records import Problem, Record, read_records, require_all_good
 from tgalign.data.sources import image_root_of
 from tgalign.errors import UserError
 from tgalign.execution import compile_layers, half_products, packs, set_up
-from tgalign.files import is_free, read_json, write_text
+from tgalign.files import check_schema, is_free, read_json, sole_writer, write_json
 from tgalign.parallel import connect
 from tgalign.pooling import parse_layers
 from tgalign.stage import train_stage
@@ -30,6 +29,9 @@ from tgalign.synthetic import Corpus
 from tgalign.text_cache import TextCache
 from tgalign.text_gate import Verdicts, gated, verdicts_of, with_companions
 from tgalign.vision_cache import VisionCache, cached_vision
+
+SCHEMA_VERSION = 1
+"""Of a run's folder: config.json and the intermediate state beside it."""
 
 
 def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
@@ -50,8 +52,15 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
         UserError: Anything wrong with the checkpoint or a row of the data, before training;
             ``out`` holds something else; or the processes do not fit the config.
     """
-    checkpoint = config.out / "checkpoint"
     processes = connect(config)
+    with sole_writer(config.out) if processes.is_main_process else nullcontext():
+        processes.wait_for_everyone()
+        return _train_all(config, processes, progress_bar)
+
+
+def _train_all(config: TrainConfig, processes: PartialState, progress_bar: bool) -> Path:
+    """The same for a run that has ``out`` for itself."""
+    checkpoint = config.out / "checkpoint"
     _claim(config)
     trained = (checkpoint / "config.json").is_file()
     processes.wait_for_everyone()  # all have looked before any writes
@@ -226,7 +235,10 @@ def _claim(config: TrainConfig) -> None:
     path = config.out / "config.json"
     try:
         if path.is_file():
-            if read_json(path) != json.loads(config.model_dump_json()):
+            found = {"schema_version": 1} | read_json(path)  # the first runs stated none
+            check_schema(found, path, SCHEMA_VERSION, "a training run")
+            del found["schema_version"]
+            if parse_config(found, str(path)) != config:
                 raise UserError(
                     f"{config.out} holds a run with another config: name another folder as out, or "
                     "remove it"
@@ -244,6 +256,7 @@ def _claim(config: TrainConfig) -> None:
 def _write_config(config: TrainConfig) -> None:
     """Write the config into ``out``: from here on it holds this run."""
     try:
-        write_text(config.out / "config.json", config.model_dump_json(indent=1))
+        said = {"schema_version": SCHEMA_VERSION, **config.model_dump(mode="json")}
+        write_json(config.out / "config.json", said)
     except OSError as fault:
         raise UserError(f"cannot write to {config.out}: {fault}") from None

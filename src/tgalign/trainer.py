@@ -32,7 +32,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from tgalign.callbacks import ConflictLog, StageProgress, keep_until
+from tgalign.callbacks import ConflictLog, SaveAndStop, StageProgress, keep_until
 from tgalign.config import StageConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord
@@ -48,6 +48,7 @@ from tgalign.parallel import (
 )
 from tgalign.sharded_state import load_sharded_optimizer, load_sharded_weights, save_sharded
 from tgalign.task import AlignmentTask
+from tgalign.termination import postponed
 
 WEIGHTS = "trained.safetensors"
 SHARDS = "shards"
@@ -144,6 +145,8 @@ class TGATrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        self._stopping = SaveAndStop()
+        self.add_callback(self._stopping)
         if progress_bar:
             self.add_callback(StageProgress(stage.name))
         if probes and stage.objective.guides:
@@ -159,7 +162,11 @@ class TGATrainer(Trainer):
             self.is_fsdp_enabled = True
 
     def train_or_resume(self) -> None:
-        """Train the stage to its end, from the last intermediate state if there is one."""
+        """Train the stage to its end, from the last intermediate state if there is one.
+
+        SIGTERM ends it after the step under way, saved; with several processes all stop after the
+        same step, whichever was told.
+        """
         with self.accelerator.main_process_first():
             self.folder.mkdir(parents=True, exist_ok=True)
             checkpoint = get_last_checkpoint(str(self.folder))
@@ -172,7 +179,8 @@ class TGATrainer(Trainer):
             self._load_from_checkpoint(checkpoint)
             return
         self._logged_step, self._logged_at = done, time.monotonic()
-        self.train(resume_from_checkpoint=checkpoint)
+        with postponed() as self._stopping.stop:
+            self.train(resume_from_checkpoint=checkpoint)
         self._write_metrics({})
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -206,11 +214,15 @@ class TGATrainer(Trainer):
             [
                 sum(int(batch["labels"][:, 1:].ne(-100).sum()) for batch in batches),
                 sum(int(batch["caption_mask"].sum()) for batch in batches),
+                int(self._stopping.stop.asked),
             ],
             device=device,
         )
         if self.args.world_size > 1:
-            totals = self.accelerator.gather(totals).view(-1, 2).sum(0)
+            totals = self.accelerator.gather(totals).view(-1, 3).sum(0)
+            self._stopping.agreed = bool(totals[2])
+        else:
+            self._stopping.agreed = self._stopping.stop.asked
         for batch in batches:
             batch["num_items"], batch["num_guide_rows"] = totals[0], totals[1]
             if self.is_fsdp_enabled and not batch["caption_mask"].any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor
@@ -21,6 +22,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from tgalign.termination import STATUS
 
 Job = tuple[str, Callable[..., Any], tuple[Any, ...]]
 """What it is called, a function of a module, and its arguments."""
@@ -110,8 +113,11 @@ def workers(number: int, console: Console, *, progress_bar: bool = True) -> Iter
     ) as pool:
         try:
             yield Workers(pool, console, progress_bar)
-        except BaseException:
+        except BaseException as fault:
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(fault, SystemExit):  # SIGTERM, which reached this process alone
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
             raise
 
 
@@ -120,6 +126,7 @@ def _start(threads: int) -> None:
 
     torch.set_num_threads(threads)
     _quiet()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(STATUS))  # not on to the job that is next
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

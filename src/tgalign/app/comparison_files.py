@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tgalign.app.comparison import Asked, Comparison, Said, pareto_front
 from tgalign.errors import UserError
-from tgalign.files import read_json
+from tgalign.files import check_schema, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,7 +51,10 @@ def read_comparison(folder: Path, roots: Sequence[Path]) -> Comparison:
 
 
 def _read_demo(folder: Path) -> Comparison:
+    from tgalign.demo_results import SCHEMA_VERSION
+
     results = read_json(folder / "results.json")
+    check_schema(results, folder / "results.json", SCHEMA_VERSION, "the results of a demo")
     arms = list(results["arms"])
     items: list[Asked] = []
     for seed in results["seeds"]:
@@ -167,9 +170,10 @@ def _evaluation_pictures(suite: str, seed: int) -> dict[str, Any]:
 
 
 def _read_compare(folder: Path) -> Comparison:
-    from tgalign.baselines.comparison import title
+    from tgalign.baselines.comparison import SCHEMA_VERSION, title
 
     content = read_json(folder / "comparison.json")
+    check_schema(content, folder / "comparison.json", SCHEMA_VERSION, "a comparison")
     items: list[Asked] = []
     for seed in content["seeds"]:
         said = {name: _plain_items(folder, seed, name) for name in content["methods"]}

@@ -11,15 +11,13 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from tgalign.baselines.comparison import assemble, write_comparison
+from tgalign.baselines.comparison import SCHEMA_VERSION, assemble, write_comparison
 from tgalign.baselines.methods import DEFAULT_METHODS, TRAININGS, Plan, plan
 from tgalign.baselines.training import Setting, prepare, train_method, training_config
 from tgalign.demo_results import versions
 from tgalign.errors import UserError
-from tgalign.files import claim, digest, read_json, write_json
+from tgalign.files import claim, digest, read_json, sole_writer, write_json
 from tgalign.workers import Job, Workers, available_cores, workers
-
-SCHEMA_VERSION = 1
 
 SUITE = 3_000
 """Added to the seed: the suites of the comparison are neither the demo's nor the experiments'."""
@@ -80,24 +78,25 @@ def run_compare(
         _check_checkpoint(name, path)
     out = out.resolve()
     settings = {"schema_version": SCHEMA_VERSION, **asdict(setting)}
-    claim(out, "compare.json", settings, "comparison")
-    console = Console() if Console().is_terminal else Console(width=140)
-    with workers(min(jobs or available_cores(), num_seeds * len(plans)), console) as crew:
-        todo = _unmeasured(out, num_seeds, setting, plans, given)
-        if todo and (estimate or not smoke):
-            prepare(out, 0, setting)
-            hours = estimated_hours(out, setting, todo, jobs or available_cores())
-            show_estimate(console, hours, todo)
-            if estimate:
-                return {"hours": hours}
-        _run(crew, out, setting, todo, given)
-    measured = {
-        seed: {it.name: read_json(_result(out, seed, setting, it, given)) for it in plans}
-        for seed in range(num_seeds)
-    }
-    comparison = assemble(measured, plans, asdict(setting))
-    write_comparison(comparison, out, console)
-    return comparison
+    with sole_writer(out):
+        claim(out, "compare.json", settings, "comparison")
+        console = Console() if Console().is_terminal else Console(width=140)
+        with workers(min(jobs or available_cores(), num_seeds * len(plans)), console) as crew:
+            todo = _unmeasured(out, num_seeds, setting, plans, given)
+            if todo and (estimate or not smoke):
+                prepare(out, 0, setting)
+                hours = estimated_hours(out, setting, todo, jobs or available_cores())
+                show_estimate(console, hours, todo)
+                if estimate:
+                    return {"hours": hours}
+            _run(crew, out, setting, todo, given)
+        measured = {
+            seed: {it.name: read_json(_result(out, seed, setting, it, given)) for it in plans}
+            for seed in range(num_seeds)
+        }
+        comparison = assemble(measured, plans, asdict(setting))
+        write_comparison(comparison, out, console)
+        return comparison
 
 
 def _plans(methods: Sequence[str] | None, given: Mapping[str, Path]) -> list[Plan]:

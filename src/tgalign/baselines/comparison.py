@@ -18,6 +18,9 @@ from tgalign.files import write_json, write_text
 if TYPE_CHECKING:
     from rich.console import Console
 
+SCHEMA_VERSION = 1
+"""Of comparison.json and compare.json."""
+
 Found = dict[str, Any]
 """What was measured of one method and seed (``compare.measure_method``)."""
 
@@ -79,7 +82,7 @@ def assemble(
         for name, found in methods.items()
     }
     return {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         **setting,
         "seeds": list(measured),
         "methods": methods,

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tgalign.config import DIAGNOSIS_SCHEMA
 from tgalign.data.records import DEFAULT_QUESTION
 from tgalign.diagnose import figures
 from tgalign.diagnose.anatomy import anatomy
@@ -18,10 +19,9 @@ from tgalign.diagnose.probes import MIN_PAIRS, Probe, ProbeSet
 from tgalign.diagnose.reading import Reading, Subject, read
 from tgalign.diagnose.separability import separability
 from tgalign.errors import UserError
-from tgalign.files import claim, read_json, write_json
+from tgalign.files import claim, read_json, sole_writer, write_json
 from tgalign.pooling import parse_layers
 
-SCHEMA_VERSION = 1
 FILE = "diagnosis.json"
 GALLERY = 12
 THUMBNAIL = 288
@@ -81,42 +81,43 @@ def diagnose(
         "max_new_tokens": max_new_tokens,
         "versions": {name: version(name) for name in ("tgalign", "torch", "transformers")},
     }
-    claim(out, "parts/settings.json", settings, "diagnosis")
-    if (out / FILE).is_file():
-        return _report(read_json(out / FILE), out)
-    start = time.monotonic()
-    subject = Subject(model, processor, parts, question, batch_size, max_new_tokens, progress)
-    reading = read(subject, probes)
-    found = figures.refusals(reading, probes)
-    found |= figures.safety_layers(parts, reading, processor.tokenizer)
-    rule, states = figures.chosen_layers(found, parts.num_layers)
-    found["alignment"] = figures.alignment(reading)
-    found["alignment_gap"] = figures.gap(reading, rule, states)
-    found["encoder_alignment"] = figures.encoder_alignment(*clip, probes) if clip else None
-    found |= _correlations(reading, probes, states)
-    last = {kind: heard.states.last_LBD for kind, heard in reading.heard.items()}
-    refusal_ids = [token["id"] for token in found["refusal_tokens"]]
-    found["separability"] = separability(parts, last, refusal_ids or None)
-    shown = _gallery_probes(probes)
-    attention = attend(subject, probes, states, [it.id for it in shown])
-    maps = attention.pop("maps")
-    found["attention"] = attention
-    found |= patch(subject, probes, reading, patched, _keeper(out))
-    answers = found.pop("patched_answers")
-    found["gallery"] = _gallery(out, probes, shown, reading, maps, answers)
-    result = {
-        "schema_version": SCHEMA_VERSION,
-        "model_type": model.config.model_type,
-        "num_layers": parts.num_layers,
-        "scenes": probes.scenes,
-        **settings,
-        **found,
-        "seconds": time.monotonic() - start,
-    }
-    write_json(out / FILE, result)
-    for part in (out / "parts").glob("patching-*.json"):
-        part.unlink()
-    return _report(result, out)
+    with sole_writer(out):
+        claim(out, "parts/settings.json", settings, "diagnosis")
+        if (out / FILE).is_file():
+            return _report(read_json(out / FILE), out)
+        start = time.monotonic()
+        subject = Subject(model, processor, parts, question, batch_size, max_new_tokens, progress)
+        reading = read(subject, probes)
+        found = figures.refusals(reading, probes)
+        found |= figures.safety_layers(parts, reading, processor.tokenizer)
+        rule, states = figures.chosen_layers(found, parts.num_layers)
+        found["alignment"] = figures.alignment(reading)
+        found["alignment_gap"] = figures.gap(reading, rule, states)
+        found["encoder_alignment"] = figures.encoder_alignment(*clip, probes) if clip else None
+        found |= _correlations(reading, probes, states)
+        last = {kind: heard.states.last_LBD for kind, heard in reading.heard.items()}
+        refusal_ids = [token["id"] for token in found["refusal_tokens"]]
+        found["separability"] = separability(parts, last, refusal_ids or None)
+        shown = _gallery_probes(probes)
+        attention = attend(subject, probes, states, [it.id for it in shown])
+        maps = attention.pop("maps")
+        found["attention"] = attention
+        found |= patch(subject, probes, reading, patched, _keeper(out))
+        answers = found.pop("patched_answers")
+        found["gallery"] = _gallery(out, probes, shown, reading, maps, answers)
+        result = {
+            "schema_version": DIAGNOSIS_SCHEMA,
+            "model_type": model.config.model_type,
+            "num_layers": parts.num_layers,
+            "scenes": probes.scenes,
+            **settings,
+            **found,
+            "seconds": time.monotonic() - start,
+        }
+        write_json(out / FILE, result)
+        for part in (out / "parts").glob("patching-*.json"):
+            part.unlink()
+        return _report(result, out)
 
 
 def _report(result: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tgalign.evaluate.items import Suite
 from tgalign.evaluate.results import RESULTS, assemble
 from tgalign.evaluate.run import CHUNK, ITEMS, run_requests, write_items
 from tgalign.evaluate.statistics import Difference
-from tgalign.files import write_json
+from tgalign.files import sole_writer, write_json
 
 KEY = "TGALIGN_API_KEY"
 """Environment variable whose value is sent to a server as a bearer token."""
@@ -100,25 +100,26 @@ def run_evaluation(
         _require("pyarrow", "--parquet")
     second = second_judge(settings)
     host = _host(model, settings)
-    rows = run_requests(host, asked, out, chunk=CHUNK * settings.batch_size)
-    if not any(row["verdict"] for row in rows):
-        first = rows[0]
-        raise UserError(
-            f"none of {len(rows)} items could be answered; the first ended in {first['error']}: "
-            f"{first['detail']}"
-        )
-    results = assemble(rows, suites, host.describe(), seed=settings.seed)
-    if second is not None:
-        results["judge"] |= _judge_again(second, rows, out)
-    if settings.against is not None:
-        pairs = load_pairs(out, settings.against)
-        results["comparison"] = compare(pairs, str(settings.against))
-    if settings.parquet:
-        _write_parquet(rows, out / "items.parquet")
-    write_json(out / RESULTS, results)
-    shown = {it.id: it.picture for it in asked} if settings.pictures else None
-    write_evaluation_report(results, rows, out, pictures=shown, diagnosis=diagnosis)
-    return results
+    with sole_writer(out):
+        rows = run_requests(host, asked, out, chunk=CHUNK * settings.batch_size)
+        if not any(row["verdict"] for row in rows):
+            first = rows[0]
+            raise UserError(
+                f"none of {len(rows)} items could be answered; the first ended in "
+                f"{first['error']}: {first['detail']}"
+            )
+        results = assemble(rows, suites, host.describe(), seed=settings.seed)
+        if second is not None:
+            results["judge"] |= _judge_again(second, rows, out)
+        if settings.against is not None:
+            pairs = load_pairs(out, settings.against)
+            results["comparison"] = compare(pairs, str(settings.against))
+        if settings.parquet:
+            _write_parquet(rows, out / "items.parquet")
+        write_json(out / RESULTS, results)
+        shown = {it.id: it.picture for it in asked} if settings.pictures else None
+        write_evaluation_report(results, rows, out, pictures=shown, diagnosis=diagnosis)
+        return results
 
 
 def run_audit(model: Path, out: Path, settings: Settings) -> dict[str, Any]:

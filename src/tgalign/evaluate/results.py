@@ -13,7 +13,7 @@ from typing import Any
 from tgalign.errors import UserError
 from tgalign.evaluate.items import Suite
 from tgalign.evaluate.statistics import bootstrap_share, paired_difference, wilson
-from tgalign.files import read_json
+from tgalign.files import check_schema, read_json
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
@@ -149,11 +149,8 @@ def read_results(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no results at {path}: expected what tgalign evaluate wrote to its --out")
     found = read_json(path)
-    if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(
-            f"{path} is not of schema {SCHEMA_VERSION} of tgalign evaluate: evaluate again"
-        )
-    return found
+    check_schema(found, path, SCHEMA_VERSION, "the results of an evaluation")
+    return dict(found)
 
 
 def _share(rows: Sequence[Row], label: str) -> dict[str, Any]:

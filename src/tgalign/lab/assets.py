@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tgalign.errors import UserError
-from tgalign.files import read_json, sha256
+from tgalign.files import check_schema, read_json, sha256
 
 ASSETS = Path(__file__).parent / "assets"
 LLM, CLIP = "llm", "clip"
@@ -35,6 +35,7 @@ def check_assets(folder: Path = ASSETS) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no lab models at {folder}: reinstall tgalign")
     manifest: dict[str, Any] = read_json(path)
+    check_schema(manifest, path, 1, "the lab's models")
     found = file_hashes(folder)
     said = manifest["files"]
     wrong = sorted(name for name in said.keys() | found.keys() if said.get(name) != found.get(name))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tgalign.demo_results import show_rate
+from tgalign.demo_results import SCHEMA_VERSION, show_rate
 from tgalign.errors import UserError
-from tgalign.files import read_json, write_json, write_text
+from tgalign.files import check_schema, read_json, write_json, write_text
 from tgalign.report.verdict import label
 
 COLUMNS = {
@@ -43,10 +43,10 @@ def combine(paths: Sequence[Path], out: Path) -> str:
         if not file.is_file():
             raise UserError(f"no results at {file}: expected the folder of a finished demo")
         content = read_json(file)
-        found += content if isinstance(content, list) else [content]
-    for results in found:
-        if not isinstance(results, dict) or results.get("schema_version") != 2:
-            raise UserError("expected the results.json of demos, of schema version 2")
+        several = content if isinstance(content, list) else [content]
+        for results in several:
+            check_schema(results, file, SCHEMA_VERSION, "the results of a demo")
+        found += several
     names = [title(results) for results in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

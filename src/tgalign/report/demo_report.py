@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tgalign.demo_results import SCHEMA_VERSION
 from tgalign.errors import UserError
-from tgalign.files import write_text
+from tgalign.files import check_schema, write_text
 from tgalign.report import page, verdict
 from tgalign.report.plots import draw_plots
 
-SCHEMA_VERSION = 2
 _CONDITIONS = {
     "absent": "no toxic picture is in the alignment data",
     "guided": "toxic pictures and their captions reach the guide loss; no answer about them is "
@@ -56,11 +56,7 @@ def write_demo_report(results: dict[str, Any], folder: Path) -> Path:
 
 def render(results: Mapping[str, Any], folder: Path) -> str:
     """The report as a string; see ``write_demo_report``."""
-    if results.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(
-            f"results have schema_version {results.get('schema_version')!r}, this report reads "
-            f"{SCHEMA_VERSION}; run the demo again, or use the tgalign that wrote them"
-        )
+    check_schema(dict(results), folder / "results.json", SCHEMA_VERSION, "the results of a demo")
     arms = results.get("arms")
     if not isinstance(arms, Mapping) or not arms:
         raise UserError("results hold no arms; expected a mapping of arm names to measurements")

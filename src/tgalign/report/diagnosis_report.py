@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tgalign.config import DIAGNOSIS_SCHEMA
 from tgalign.errors import UserError
-from tgalign.files import read_json, write_text
+from tgalign.files import check_schema, read_json, write_text
 from tgalign.report import diagnosis_verdict, page, svg
 from tgalign.report.diagnosis_plots import draw_plots
 from tgalign.report.verdict import rate_text, share
 
-SCHEMA_VERSION = 1
 FILE = "diagnosis.json"
 _RATES = {
     "text_refusal": "toxic words refused",
@@ -46,9 +46,8 @@ def read_diagnosis(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no diagnosis at {path}: expected a folder that tgalign diagnose wrote")
     found = read_json(path)
-    if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION:
-        raise UserError(f"{path} is no diagnosis of schema version {SCHEMA_VERSION}")
-    return found
+    check_schema(found, path, DIAGNOSIS_SCHEMA, "a diagnosis")
+    return dict(found)
 
 
 def report_diagnoses(folders: Sequence[Path], out: Path | None) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tgalign.data.pictures import read_picture
 from tgalign.data.records import Record, parse_record
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, read_json, sha256, write_json, write_text
+from tgalign.files import INCOMPLETE, read_json, sha256, sole_writer, write_json, write_text
 from tgalign.retrieval.approximate import recall_at
 from tgalign.retrieval.embed import Embedder
 from tgalign.retrieval.index import MANIFEST, Index
@@ -120,36 +120,37 @@ def attach(
         "shuffled": shuffled,
         "shard_rows": shard_rows,
     }
-    report = out.with_name(out.name + ".report.json")
-    if out.exists():
-        said = read_json(report) if report.is_file() else {}
-        if said.get("settings") != settings:
-            raise UserError(f"{out} exists and was made of something else: give another --out")
-        return dict(said)
-    work = out.with_name(out.name + ".shards" + INCOMPLETE)
-    if not (work / "settings.json").is_file() or read_json(work / "settings.json") != settings:
-        shutil.rmtree(work, ignore_errors=True)
-        write_json(work / "settings.json", settings)
-    job = Job(
-        records=records.resolve(),
-        image_root=root,
-        index=index.resolve(),
-        encoder=where,
-        rules=rules,
-        shuffled=shuffled,
-        work=work.resolve(),
-        offsets=_offsets(records, shard_rows),
-    )
-    shards = range(len(job.offsets) - 1)
-    run_shards(
-        partial(_attacher, job, shard_rows),
-        [shard for shard in shards if not _counts_path(work, shard).is_file()],
-        engine=engine,
-        workers=workers,
-        title=f"attaching R to {shards.stop} shard(s) of records",
-        progress_bar=progress_bar,
-    )
-    return _gather(job, out, report, settings)
+    with sole_writer(out, beside=True):
+        report = out.with_name(out.name + ".report.json")
+        if out.exists():
+            said = read_json(report) if report.is_file() else {}
+            if said.get("settings") != settings:
+                raise UserError(f"{out} exists and was made of something else: give another --out")
+            return dict(said)
+        work = out.with_name(out.name + ".shards" + INCOMPLETE)
+        if not (work / "settings.json").is_file() or read_json(work / "settings.json") != settings:
+            shutil.rmtree(work, ignore_errors=True)
+            write_json(work / "settings.json", settings)
+        job = Job(
+            records=records.resolve(),
+            image_root=root,
+            index=index.resolve(),
+            encoder=where,
+            rules=rules,
+            shuffled=shuffled,
+            work=work.resolve(),
+            offsets=_offsets(records, shard_rows),
+        )
+        shards = range(len(job.offsets) - 1)
+        run_shards(
+            partial(_attacher, job, shard_rows),
+            [shard for shard in shards if not _counts_path(work, shard).is_file()],
+            engine=engine,
+            workers=workers,
+            title=f"attaching R to {shards.stop} shard(s) of records",
+            progress_bar=progress_bar,
+        )
+        return _gather(job, out, report, settings)
 
 
 def _offsets(records: Path, shard_rows: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, read_json, sha256, write_json
+from tgalign.files import INCOMPLETE, read_json, sha256, sole_writer, write_json
 from tgalign.retrieval import approximate
 from tgalign.retrieval.approximate import Kind
 from tgalign.retrieval.corpus import Source, Text, mix
@@ -86,28 +86,29 @@ def build_index(
         "toxic_share": toxic_share,
         "shard_rows": shard_rows,
     }
-    if out.exists():
-        _check_same(out, settings)
-    else:
-        work = _start(out, settings).resolve()
-        where = encoder if str(encoder) == LAB else Path(encoder).resolve()
-        _write_texts(work, sources, toxic_share, shard_rows)
-        shards = range(len(list(work.glob("texts-*.parquet"))))
-        run_shards(
-            partial(_encoder, work, where),
-            [shard for shard in shards if not vectors_path(work, shard).is_file()],
-            engine=engine,
-            workers=workers,
-            title=f"encoding {shards.stop} shard(s) of texts",
-            progress_bar=progress_bar,
-        )
-        _write_manifest(work, settings, identity)
-        work.replace(out)
-        for name in (_SETTINGS, _SOURCES):
-            (out / name).unlink()
-    if backend == "faiss":
-        add_faiss(out, kind)
-    return Index.open(out, verify=False)
+    with sole_writer(out, beside=True):
+        if out.exists():
+            _check_same(out, settings)
+        else:
+            work = _start(out, settings).resolve()
+            where = encoder if str(encoder) == LAB else Path(encoder).resolve()
+            _write_texts(work, sources, toxic_share, shard_rows)
+            shards = range(len(list(work.glob("texts-*.parquet"))))
+            run_shards(
+                partial(_encoder, work, where),
+                [shard for shard in shards if not vectors_path(work, shard).is_file()],
+                engine=engine,
+                workers=workers,
+                title=f"encoding {shards.stop} shard(s) of texts",
+                progress_bar=progress_bar,
+            )
+            _write_manifest(work, settings, identity)
+            work.replace(out)
+            for name in (_SETTINGS, _SOURCES):
+                (out / name).unlink()
+        if backend == "faiss":
+            add_faiss(out, kind)
+        return Index.open(out, verify=False)
 
 
 def add_faiss(folder: Path, kind: Kind = "auto") -> None:

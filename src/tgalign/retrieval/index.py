@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from tgalign.errors import UserError
-from tgalign.files import read_json, sha256
+from tgalign.files import check_schema, read_json, sha256
 from tgalign.retrieval.embed import Identity, revision
 from tgalign.retrieval.exact import search
 
@@ -33,6 +33,8 @@ from tgalign.retrieval.exact import search
 
 MANIFEST = "manifest.json"
 FAISS = "index.faiss"
+FORMAT = 1
+"""Schema version of an index."""
 
 
 class Shard(BaseModel, extra="forbid"):
@@ -288,8 +290,11 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"no index at {folder}: expected a folder that `retrieve build` made")
+    said = read_json(path)
+    number = said.get("format") if isinstance(said, dict) else None
+    check_schema({"schema_version": number}, path, FORMAT, "an index (its `format`)")
     try:
-        return Manifest.model_validate(read_json(path))
+        return Manifest.model_validate(said)
     except ValidationError as fault:
         wrong = "; ".join(
             f"{'.'.join(map(str, it['loc']))}: {it['msg']}" for it in fault.errors()[:3]

@@ -158,7 +158,10 @@ DAMAGE = {
     "NaN": (changed_vectors(nan), "is not the file that the manifest names"),
     "another dimension": (changed_manifest(dimension=127), "and the manifest says"),
     "another count": (changed_manifest(count=7), "the manifest counts 7 texts"),
-    "a format to come": (changed_manifest(format=2), "manifest.json is damaged .format"),
+    "a format to come": (
+        changed_manifest(format=2),
+        "has schema_version 2, and this tgalign reads schema version 1",
+    ),
     "an unknown key": (changed_manifest(secret=1), "manifest.json is damaged .secret"),
     "no JSON": (
         lambda folder: (folder / "manifest.json").write_text("{"),

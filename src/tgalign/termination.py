@@ -1,0 +1,61 @@
+"""SIGTERM, which schedulers and containers send before they kill: end in order, keep what is done.
+
+The command line unwinds as after Ctrl-C and exits with ``STATUS``; a training finishes the step it
+is at, saves, and ends then.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+STATUS = 128 + signal.SIGTERM
+"""Exit status of a command that SIGTERM ended, as a shell would report it."""
+
+
+@dataclass
+class Stop:
+    """Whether the work under way is to end at the next point where it can be saved."""
+
+    asked: bool = False
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Within, SIGTERM raises ``SystemExit``, so that files are closed and workers told."""
+    with _handled(lambda *_: sys.exit(STATUS)):
+        yield
+
+
+@contextmanager
+def postponed() -> Iterator[Stop]:
+    """Within, SIGTERM only asks to stop; at the end it does what it would have done outside.
+
+    The same if somebody else sets ``asked``, say another process of the same training.
+    """
+    stop = Stop()
+
+    def ask(*_: Any) -> None:
+        stop.asked = True
+
+    with _handled(ask):
+        yield stop
+    if stop.asked:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def _handled(handler: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is told of signals
+        return
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
