@@ -1,0 +1,151 @@
+"""Attack every reader for some minutes each, and print what was found as JSON.
+
+    python tests/fuzz --minutes 10 --out docs/fuzz.json
+    python tests/fuzz --minutes 1 --readers records,recipe
+
+Each reader has a process of its own. With atheris, coverage guides what hypothesis draws; without,
+bytes are drawn at random. A find is an exception that is no clear error, a reading of more than
+``HANG`` seconds, or one that takes more than ``MEMORY`` MiB; equal finds (same exception from the
+same line) are counted once, with the first input that led to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import importlib.util
+import json
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+HANG = 20
+MEMORY = 700
+
+
+def attack(name: str, minutes: float, report: Path, atheris: Any) -> None:
+    """Attack one reader; writes executions and finds to ``report`` as it goes. Does not return."""
+    from damage import damaged
+    from fuzzed_readers import fresh
+    from hypothesis import HealthCheck, given, settings
+
+    place = Path(tempfile.mkdtemp())
+    reader, folder = fresh(name, place)
+    finds: dict[str, dict[str, str]] = {}
+    count, began = 0, time.monotonic()
+
+    def write() -> None:
+        minutes_run = (time.monotonic() - began) / 60
+        found = {"executions": count, "minutes": round(minutes_run, 2), "finds": finds}
+        beside = report.with_suffix(".part")
+        beside.write_text(json.dumps(found))
+        beside.replace(report)
+
+    def hung(signum: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"more than {HANG} s")
+
+    signal.signal(signal.SIGALRM, hung)
+
+    @settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(damaged(reader.files[reader.target], reader.form))
+    def once(content: bytes) -> None:
+        nonlocal count
+        count += 1
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        signal.setitimer(signal.ITIMER_REAL, HANG)
+        try:
+            reader.attack(folder, content)
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+            if grown > MEMORY:
+                raise MemoryError(f"{grown} MiB more")
+        except Exception as fault:
+            ours = [it for it in traceback.extract_tb(fault.__traceback__) if "/tgalign/" in it[0]]
+            last = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "fuzz"
+            key = f"{type(fault).__name__} at {last}"
+            if key not in finds:
+                said = str(fault).encode("utf-8", "replace").decode()[:300]
+                finds[key] = {"said": said, "input": base64.b64encode(content[:3000]).decode()}
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if count % 50 == 0:
+            write()
+            if time.monotonic() - began >= 60 * minutes:
+                os._exit(0)
+
+    target = once.hypothesis.fuzz_one_input  # type: ignore[attr-defined]
+    if atheris is None:
+        while True:
+            target(os.urandom(2000))
+    atheris.Setup(
+        [sys.argv[0], "-handle_alrm=0", "-timeout=0", "-max_len=2000", "-len_control=0",
+         "-rss_limit_mb=0", "-verbosity=0", "-print_final_stats=0"],
+        lambda data: target(data) and None,
+    )  # fmt: skip
+    atheris.Fuzz()
+
+
+def _attacker(name: str, minutes: float, report: Path) -> None:
+    if importlib.util.find_spec("atheris") is None:
+        return attack(name, minutes, report, None)
+    import atheris
+
+    with atheris.instrument_imports(include=["tgalign", "yaml", "csv"]):
+        import fuzzed_readers  # noqa: F401
+    attack(name, minutes, report, atheris)
+
+
+def main() -> None:
+    """Run the command line."""
+    from fuzzed_readers import READERS
+
+    parser = argparse.ArgumentParser(prog="python tests/fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10, help="for each reader")
+    parser.add_argument("--readers", help="names separated by commas; all of them by default")
+    parser.add_argument("--out", type=Path, help="write the JSON there too, after each reader")
+    parser.add_argument("--attack", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    names = given.readers.split(",") if given.readers else list(READERS)
+    if given.attack:
+        _attacker(names[0], given.minutes, given.attack)
+    result: dict[str, Any] = {
+        "engine": "hypothesis " + version("hypothesis") + (
+            ", guided by atheris " + version("atheris")
+            if importlib.util.find_spec("atheris") else ", unguided"
+        ),
+        "python": platform.python_version(),
+        "readers": {},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as work:
+        for name in names:
+            report = Path(work) / f"{name}.json"
+            command = [sys.executable, str(Path(__file__).parent), "--readers", name,
+                       "--minutes", str(given.minutes), "--attack", str(report)]  # fmt: skip
+            ended = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", cwd=work, check=False,
+                env={**os.environ, "TMPDIR": work},
+            )  # fmt: skip
+            found = json.loads(report.read_text()) if report.is_file() else {
+                "executions": 0, "minutes": 0.0, "finds": {}
+            }  # fmt: skip
+            if ended.returncode:
+                found["finds"]["process died"] = {"said": ended.stderr[-2000:], "input": ""}
+            result["readers"][name] = found
+            print(f"{name}: {found['executions']:,} executions in {found['minutes']} minutes, "
+                  f"{len(found['finds'])} find(s)", file=sys.stderr, flush=True)  # fmt: skip
+            if given.out:
+                given.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
