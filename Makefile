@@ -60,6 +60,12 @@ coverage: $(BIN)/.installed-dev ## lines of tgalign outside app/ that the tests 
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=
 	$(BIN)/coverage report
 
+mutation: $(BIN)/.installed-dev ## changes to loss, pooling, judge and statistics that no test notices
+	$(BIN)/pip install --quiet "mutmut>=3.8"
+	rm -rf mutants
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
+
 release-check: $(BIN)/.installed-dev ## archive and wheel; the demo from the wheel, all installed anew
 	rm -rf dist build/clean
 	$(BIN)/python -m build
@@ -70,4 +76,4 @@ release-check: $(BIN)/.installed-dev ## archive and wheel; the demo from the whe
 	cd build/clean && venv/bin/tgalign --version && venv/bin/tgalign demo --smoke
 
 clean:
-	rm -rf $(VENV) demo runs site dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo runs site dist build mutants .pytest_cache .mypy_cache .ruff_cache

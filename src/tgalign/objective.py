@@ -19,8 +19,11 @@ Similarity = Literal["cosine", "centered_cosine"]
 Pair = Literal["caption", "image_retrieved"]
 
 FORMS: tuple[Form, ...] = get_args(Form)
+"""What ``form`` may be."""
 SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
+"""What ``similarity`` may be."""
 PAIRS: tuple[Pair, ...] = get_args(Pair)
+"""What ``pair`` may be."""
 
 # States of a norm at or below this have no direction.
 ZERO_NORM = 1e-8

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tgalign.errors import UserError
-from tgalign.pooling import parse_layers, pool_layers, span_mean
+from tgalign.pooling import numbered_means, parse_layers, pool_layers, span_mean
 
 JUNK = [0.0, 1e30, math.nan, math.inf, -math.inf]
 
@@ -84,9 +84,14 @@ def test_half_precision_is_averaged_in_float32():
 @pytest.mark.parametrize(
     ("hidden", "mask", "words"),
     [
-        (torch.zeros(2, 3), torch.ones(2, 3) > 0, "hidden_BTD is torch.float32 of shape (2, 3)"),
+        (
+            torch.zeros(2, 3),
+            torch.ones(2, 3) > 0,
+            "hidden_BTD is torch.float32 of shape (2, 3); "
+            "expected a floating-point tensor (rows, tokens, channels)",
+        ),
         (torch.zeros(2, 3, 4).int(), torch.ones(2, 3) > 0, "hidden_BTD is torch.int32"),
-        (torch.zeros(2, 3, 4), torch.ones(2, 3), "expected torch.bool of shape (2, 3)"),
+        (torch.zeros(2, 3, 4), torch.ones(2, 3), "; expected torch.bool of shape (2, 3)"),
         (torch.zeros(2, 3, 4), torch.ones(3, 2) > 0, "mask_BT is torch.bool of shape (3, 2)"),
     ],
 )
@@ -94,6 +99,28 @@ def test_bad_tensors_are_named(hidden, mask, words):
     with pytest.raises(ValueError) as caught:
         span_mean(hidden, mask)
     assert words in str(caught.value)
+
+
+def test_spans_with_numbers_match_a_loop_over_tokens():
+    hidden_BTD = random_states(2, 5, 3)
+    number_BT = torch.tensor([[0, 0, -1, 2, 0], [-1, 2, 2, 4, 0]])
+    mean_ND = numbered_means(hidden_BTD, number_BT, 5)
+    assert mean_ND.shape == (5, 3) and mean_ND.dtype == torch.float64
+    for number in range(5):
+        tokens = hidden_BTD[number_BT == number]
+        expected = tokens.mean(0) if len(tokens) else torch.zeros(3, dtype=torch.float64)
+        torch.testing.assert_close(mean_ND[number], expected)
+
+
+def test_spans_with_numbers_are_averaged_in_float32_also_under_autocast():
+    hidden_BTD = random_states(2, 300, 2).to(torch.bfloat16)
+    number_BT = torch.arange(300).expand(2, 300) % 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mean_ND = numbered_means(hidden_BTD, number_BT, 2)
+    assert mean_ND.dtype == torch.float32
+    for number in (0, 1):
+        expected = hidden_BTD.float()[number_BT == number].mean(0)
+        torch.testing.assert_close(mean_ND[number], expected)
 
 
 def test_pool_layers_keeps_the_order_asked_for():
@@ -110,13 +137,18 @@ def test_pool_layers_needs_only_the_layers_asked_for():
     hidden_states = (None, random_states(2, 4, 3), None)
     mask_BT = torch.ones(2, 4, dtype=torch.bool)
     assert pool_layers(hidden_states, [1], mask_BT)[0].shape == (1, 2, 3)
-    with pytest.raises(ValueError, match=r"layer 2 was not captured \(captured: \[1\]\)"):
+    said = r"layer 2 was not captured \(captured: \[1\]\); name it in output_hidden_states$"
+    with pytest.raises(ValueError, match=said):
         pool_layers(hidden_states, [1, 2], mask_BT)
 
 
 @pytest.mark.parametrize(
     ("layers", "words"),
-    [([], "layers is empty"), ([3], "layer 3 is out of range 0 to 2"), ([-1], "layer -1 is out")],
+    [
+        ([], "^layers is empty; expected at least one index$"),
+        ([3], "layer 3 is out of range 0 to 2"),
+        ([-1], "layer -1 is out"),
+    ],
 )
 def test_pool_layers_names_a_bad_layer(layers, words):
     with pytest.raises(ValueError, match=words):

@@ -3,8 +3,6 @@
 Shape suffixes: L states, B prompts, D channels, V vocabulary (D = V: the head is the identity).
 """
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,6 @@ from tgalign.diagnose.safety_layers import (
     refusal_tokens,
     summary,
 )
-from tgalign.evaluate.statistics import bootstrap, bootstrap_mean
 
 
 def slow(logits_LBV, ids):
@@ -100,28 +97,3 @@ def test_the_lens_caps_logits_as_the_model_does():
     capped = identity(1, 3, softcap=5.0).log_probabilities(state_BD, 1)
     expected = (5 * torch.tanh(state_BD / 5)).log_softmax(-1)
     torch.testing.assert_close(capped, expected)
-
-
-@given(st.lists(st.floats(-5, 5), min_size=2, max_size=40))
-@settings(max_examples=30, deadline=None)
-def test_the_bootstrap_brackets_and_repeats(values):
-    rows = np.array(values)
-    low, high = bootstrap_mean(rows)
-    assert rows.min() - 1e-9 <= low <= high <= rows.max() + 1e-9
-    assert (low, high) == bootstrap_mean(rows)
-    stacked = bootstrap_mean(np.stack([rows, rows + 1]))
-    np.testing.assert_allclose(stacked[0][1] - stacked[0][0], 1, atol=1e-9)
-
-
-def test_the_bootstrap_covers_a_mean_and_takes_infinity():
-    rng = np.random.default_rng(1)
-    hits = 0
-    for trial in range(100):
-        low, high = bootstrap(rng.normal(size=40), lambda rows: rows.mean(-1), seed=trial)
-        hits += low <= 0 <= high
-    assert 86 <= hits <= 100
-    low, high = bootstrap(np.array([1.0, 2.0, math.inf]), lambda rows: rows.max(-1))
-    assert (low, high) == (1.0, math.inf) or (low, high) == (2.0, math.inf)
-    assert bootstrap_mean(np.array([])) == (None, None)
-    with pytest.raises(ValueError, match="no sample"):
-        bootstrap(np.array([]), lambda rows: rows.mean(-1))

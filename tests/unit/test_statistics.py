@@ -3,12 +3,15 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgalign.evaluate.statistics import (
     Rate,
+    bootstrap,
+    bootstrap_mean,
     bootstrap_share,
     cohen_kappa,
     holm,
@@ -131,6 +134,43 @@ def test_paired_difference_reproduces_newcombe() -> None:
     assert (found.value, round(found.low, 4), round(found.high, 4)) == (0.2, 0.0569, 0.3404)
 
 
+def newcombe(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
+    """Method 10 as the paper writes it: phi is continuity-corrected where it is positive."""
+    n = both + first + second + neither
+    one, other = wilson(both + first, n), wilson(both + second, n)
+    a, b, c, d = both, first, second, neither
+    product = (a + b) * (c + d) * (a + c) * (b + d)
+    top = a * d - b * c
+    phi = 0.0
+    if product:
+        phi = (max(top - n / 2, 0.0) if top > 0 else top) / math.sqrt(product)
+    dl1, du1 = one.rate - one.low, one.high - one.rate
+    dl2, du2 = other.rate - other.low, other.high - other.rate
+    down = math.sqrt(dl1**2 - 2 * phi * dl1 * du2 + du2**2)
+    up = math.sqrt(du1**2 - 2 * phi * du1 * dl2 + dl2**2)
+    return (b - c) / n - down, (b - c) / n + up
+
+
+@pytest.mark.parametrize(
+    "counts", [(20, 5, 3, 22), (1, 0, 0, 1), (0, 0, 3, 7), (4, 6, 0, 0), (3, 9, 8, 2), (9, 1, 1, 2)]
+)
+def test_paired_difference_is_method_10(counts: tuple[int, int, int, int]) -> None:
+    found = paired_difference(pairs_of(*counts))
+    assert (found.low, found.high) == pytest.approx(newcombe(*counts), abs=1e-12)
+
+
+def test_less_confidence_is_narrower_for_every_interval() -> None:
+    pairs = pairs_of(20, 5, 3, 22)
+    several = [(1, 2), (0, 3), (2, 2), (1, 1)] * 5
+    for wide, narrow in (
+        (paired_difference(pairs), paired_difference(pairs, 0.5)),
+        (bootstrap_share(several), bootstrap_share(several, 0.5)),
+        (bootstrap_share([(1, 1), (0, 1)] * 9), bootstrap_share([(1, 1), (0, 1)] * 9, 0.5)),
+        (bootstrap_share([(2, 2)] * 9), bootstrap_share([(2, 2)] * 9, 0.5)),
+    ):
+        assert narrow.high - narrow.low < 0.8 * (wide.high - wide.low)
+
+
 table_counts = st.tuples(*[st.integers(0, 40)] * 4).filter(any)
 
 
@@ -219,3 +259,68 @@ def test_bootstrap_counts_items_and_not_trials() -> None:
     assert together.n == 120
     assert together.high - together.low > 1.25 * (apart.high - apart.low)
     assert bootstrap_share([(2, 2)] * 30).low == wilson(30, 30).low
+
+
+def test_bootstrap_of_items_that_agree_or_of_one_item_is_wilson_over_items() -> None:
+    for hits, done, items in (([(2, 2)] * 30, 30, 30), ([(0, 2)] * 30, 0, 30), ([(1, 2)], 0, 1)):
+        found, over_items = bootstrap_share(hits), wilson(done, items)
+        share = sum(it[0] for it in hits) / sum(it[1] for it in hits)
+        ends = min(over_items.low, share), max(over_items.high, share)
+        assert found == Rate(share, *ends, sum(it[1] for it in hits))
+    two = bootstrap_share([(1, 2), (2, 3)])
+    assert (two.low, two.high, two.n) == (0.5, pytest.approx(2 / 3), 5)
+
+
+def test_bootstrap_share_draws_whole_items_from_a_fixed_seed() -> None:
+    hits = [(0, 1), (1, 3), (2, 2), (0, 4), (5, 5), (1, 2), (3, 4)]
+    table = np.array(hits)
+    rows = np.random.default_rng(0).integers(0, 7, (2000, 7))
+    shares = [table[row, 0].sum() / table[row, 1].sum() for row in rows]
+    low, high = np.quantile(shares, [0.025, 0.975])
+    assert bootstrap_share(hits) == Rate(12 / 21, pytest.approx(low), pytest.approx(high), 21)
+
+
+def test_permutation_p_of_many_differences_is_drawn_from_a_fixed_seed() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(0.4, 1.0, 24).tolist()
+    p = permutation_p(values)
+    assert p == permutation_p(values)
+    assert 0.01 < p < 0.2
+    draws = round(p * 10_000 / 2)  # scipy counts the data as one draw, and doubles one side
+    assert p == pytest.approx(2 * draws / 10_000, abs=1e-12)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=40))
+@settings(max_examples=30, deadline=None)
+def test_the_bootstrap_brackets_and_repeats(values):
+    rows = np.array(values)
+    low, high = bootstrap_mean(rows)
+    assert rows.min() - 1e-9 <= low <= high <= rows.max() + 1e-9
+    assert (low, high) == bootstrap_mean(rows)
+    stacked = bootstrap_mean(np.stack([rows, rows + 1]))
+    np.testing.assert_allclose(stacked[0][1] - stacked[0][0], 1, atol=1e-9)
+
+
+def test_the_bootstrap_covers_a_mean_and_takes_infinity():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for trial in range(100):
+        low, high = bootstrap(rng.normal(size=40), lambda rows: rows.mean(-1), seed=trial)
+        hits += low <= 0 <= high
+    assert 86 <= hits <= 100
+    low, high = bootstrap(np.array([1.0, 2.0, math.inf]), lambda rows: rows.max(-1))
+    assert (low, high) == (1.0, math.inf) or (low, high) == (2.0, math.inf)
+    assert bootstrap_mean(np.array([])) == (None, None)
+    with pytest.raises(ValueError, match="no sample"):
+        bootstrap(np.array([]), lambda rows: rows.mean(-1))
+
+
+def test_the_bootstrap_draws_samples_from_its_seed() -> None:
+    values = np.array([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0])
+    for confidence, seed in ((0.95, 0), (0.8, 7)):
+        rows = np.random.default_rng(seed).integers(8, size=(1000, 8))
+        means = sorted(values[row].mean() for row in rows)
+        tail = (1 - confidence) / 2
+        ends = means[math.ceil(tail * 1000) - 1], means[math.ceil((1 - tail) * 1000) - 1]
+        found = bootstrap(values, lambda it: it.mean(axis=-1), confidence=confidence, seed=seed)
+        assert found == pytest.approx(ends)

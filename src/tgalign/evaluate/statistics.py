@@ -170,8 +170,6 @@ def bootstrap_share(hits: Sequence[tuple[int, int]], confidence: float = 0.95) -
     if rate in (0.0, 1.0) or len(pairs) == 1:
         whole = wilson(round(rate * len(pairs)), len(pairs), confidence)
         return Rate(rate, min(whole.low, rate), max(whole.high, rate), total)
-    import numpy as np
-
     table = np.array(pairs)
     rng = np.random.default_rng(0)
     drawn = table[rng.integers(0, len(pairs), (2000, len(pairs)))].sum(axis=1)
@@ -189,7 +187,6 @@ def permutation_p(differences: Sequence[float]) -> float:
     values = [value for value in differences if value]
     if len(values) < 2:  # one flip is as extreme as the other
         return 1.0
-    import numpy as np
     from scipy.stats import permutation_test
 
     found = permutation_test(
