@@ -29,7 +29,7 @@ LIBRARIES = (
     "tgalign.baselines.compare", "tgalign.baselines.items", "tgalign.baselines.calibration",
     "tgalign.evaluate.command", "tgalign.evaluate.local_host", "tgalign.evaluate.suites",
     "tgalign.report.evaluation_report", "tgalign.report.comparison_report",
-    "tgalign.retrieval.build", "tgalign.retrieval.attach",
+    "tgalign.retrieval.build", "tgalign.retrieval.attach", "tgalign.cli",
 )  # fmt: skip
 
 
