@@ -115,6 +115,8 @@ def second_run(command: Command, kept: Path) -> Row:
     clear(command.place)
     first = Running(command)
     first.wait_until_it_writes()
+    if not first.alive:
+        raise RuntimeError(f"{command.name} ended at once: {first.end().said}")
     os.kill(first.pid, signal.SIGSTOP)
     try:
         second = Running(command).end()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.commands import Command
+from benchmarks.faults.commands import FINISHED, Command
 from benchmarks.faults.equality import differences, left_over
 
 LIMIT = 900.0
@@ -148,7 +148,7 @@ def go_on(
     before = command.finished()
     ended = Running(command, first=first).end()
     return {
-        "kept": None if before == ended.fewest == command.finished() else before,
+        "kept": None if before == FINISHED else before,
         "lost": max(0, before - ended.fewest),
         **outcome(ended, command.place, straight),
     }
