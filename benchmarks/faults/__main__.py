@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.faults import faults
 from benchmarks.faults.commands import Command, name_commands, write_world
 from benchmarks.faults.runs import prepare
-from benchmarks.faults.table import FAULTS, markdown
+from benchmarks.faults.table import FAULTS, TABLE, markdown
 from tgalign.demo_results import versions
 from tgalign.files import read_json, write_json
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments of kills")
     parser.add_argument("--kills", type=int, default=10, help="of each command")
     parser.add_argument("--terms", type=int, default=2, help="SIGTERMs to each command")
-    parser.add_argument("--commands", help="comma-separated; by default all")
+    parser.add_argument("--commands", help=f"comma-separated; by default: {', '.join(TABLE)}")
     parser.add_argument("--faults", help=f"comma-separated; by default all: {', '.join(FAULTS)}")
     parser.add_argument("--anew", action="store_true", help="drop what --out holds; else go on")
     given = parser.parse_args()
@@ -50,9 +50,9 @@ def main() -> None:
         writer.start()
         writer.join()  # in a process of its own: no thread may run in this one when it forks
         for command in name_commands(Path(folder)):
-            if given.commands and command.name not in given.commands.split(","):
+            if command.name not in (given.commands.split(",") if given.commands else TABLE):
                 continue
-            kills = given.kills // 2 if command.name in HALVES else given.kills
+            kills = -(-given.kills // 2) if command.name in HALVES else given.kills
             counts = {fault: ONCE.get(fault, 1) for fault in wanted}
             counts |= {"kill": kills} if "kill" in wanted else {}
             counts |= {"term": given.terms} if "term" in wanted else {}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from benchmarks.faults.table import markdown as markdown_of_faults
 
 from tgalign.baselines import ablate, comparison
 from tgalign.baselines.describe import ablations_table, methods_table
@@ -46,6 +47,10 @@ def conditions() -> str:
     return markdown_by_condition(json.loads((DOCS / "conditions.json").read_text()))
 
 
+def faults() -> str:
+    return markdown_of_faults(json.loads((DOCS / "reliability.json").read_text()))
+
+
 # Where a generated block stands, what it is called, and what makes it.
 BLOCKS: list[tuple[Path, str, Callable[[], str]]] = [
     (README, "results", demo_results),
@@ -56,6 +61,7 @@ BLOCKS: list[tuple[Path, str, Callable[[], str]]] = [
     (DOCS / "results.md", "ablations", ablations_table),
     (DOCS / "results.md", "ablation results", ablation_results),
     (DOCS / "results.md", "comparison", comparisons),
+    (DOCS / "reliability.md", "faults", faults),
 ]
 
 
