@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benchmarks.faults.table import markdown as markdown_of_faults
 
 from tgalign.baselines import ablate, comparison
 from tgalign.baselines.describe import ablations_table, methods_table
@@ -48,6 +47,8 @@ def conditions() -> str:
 
 
 def faults() -> str:
+    from benchmarks.faults.table import markdown as markdown_of_faults
+
     return markdown_of_faults(json.loads((DOCS / "reliability.json").read_text()))
 
 
@@ -140,5 +141,6 @@ def test_lab_recipe_is_the_demos_tga_arm() -> None:
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
+    sys.path.insert(0, str(ROOT))  # for benchmarks, as pytest has it
     for block in BLOCKS:
         block[0].write_text(renewed(*block))
