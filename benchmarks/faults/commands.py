@@ -78,6 +78,7 @@ def name_commands(world: Path) -> list[Command]:
 
     train, build, attach = place("train"), place("build"), place("attach")
     caption, evaluate, compare = place("caption"), place("evaluate"), place("compare")
+    demo, diagnose = place("demo"), place("diagnose")
     config = arm_config("tga", model=model, data=data, out=train / "out", seed=0, smoke=True)
     stages = [stage.model_copy(update={"steps": 6}) for stage in config.stages]
     config = config.model_copy(update={"stages": stages, "save_steps": 2, "logging_steps": 1})
@@ -120,5 +121,15 @@ def name_commands(world: Path) -> list[Command]:
             "out/comparison.html",
             ("out/seed0/measured/*.json", "out/seed0/runs/*/checkpoint/model.safetensors"), 0,
             "models",
+        ),
+        Command(
+            "demo", ("demo", "--smoke", "--arms", "ce", "--jobs", "1", "--out", str(demo / "out")),
+            demo, "out/report.html", ("out/seed0/*/measurement.json",), 0, "arms",
+        ),
+        Command(
+            "diagnose",
+            ("diagnose", str(model), "--per-scene", "2", "--patch-layers", "2-2", "--no-progress",
+             "--out", str(diagnose / "out")), diagnose,
+            "out/report.html", ("out/parts/patching-*.json",), 1, "parts",
         ),
     ]  # fmt: skip

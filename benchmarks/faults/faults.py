@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.commands import Command
-from benchmarks.faults.equality import differences, half_written
+from benchmarks.faults.equality import half_written
 from benchmarks.faults.runs import Ended, Running, clear, go_on, outcome
 
 Row = dict[str, Any]
@@ -31,27 +31,21 @@ DAY = 86400
 
 
 def straight(command: Command, kept: Path) -> tuple[float, int]:
-    """Run undisturbed, twice, and keep the result.
+    """Run undisturbed, and keep the result.
 
     Returns:
         Seconds from the first file to the end, and bytes of the result.
     """
-    for again in (False, True):
-        clear(command.place)
-        running = Running(command)
-        running.wait_until_it_writes()
-        start = time.monotonic()
-        ended = running.end()
-        seconds = time.monotonic() - start
-        if ended.status:
-            raise RuntimeError(f"{command.name} fails undisturbed: {ended.said}")
-        if again:
-            differ = differences(command.place, kept)
-            assert not differ, f"{command.name} is not the same twice: {differ}"
-        else:
-            shutil.copytree(command.place, kept)
-    size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
-    return seconds, size
+    clear(command.place)
+    running = Running(command)
+    running.wait_until_it_writes()
+    start = time.monotonic()
+    ended = running.end()
+    seconds = time.monotonic() - start
+    if ended.status:
+        raise RuntimeError(f"{command.name} fails undisturbed: {ended.said}")
+    shutil.copytree(command.place, kept)
+    return seconds, sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
 
 
 def _disturbed(
@@ -67,7 +61,9 @@ def _disturbed(
         if running.alive:
             os.kill(running.pid, number)
             start = time.monotonic()
-            return moment, running.end(), time.monotonic() - start
+            ended = running.end()
+            if ended.status:
+                return moment, ended, time.monotonic() - start
         seconds *= 0.8  # the machine is faster now than it was undisturbed
     raise RuntimeError(f"{command.name} always ended before the signal")
 
@@ -115,6 +111,8 @@ def second_run(command: Command, kept: Path) -> Row:
     clear(command.place)
     first = Running(command)
     first.wait_until_it_writes()
+    if not first.alive:
+        raise RuntimeError(f"{command.name} ended at once: {first.end().said}")
     os.kill(first.pid, signal.SIGSTOP)
     try:
         second = Running(command).end()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.commands import Command
+from benchmarks.faults.commands import FINISHED, Command
 from benchmarks.faults.equality import differences, left_over
 
 LIMIT = 900.0
@@ -29,7 +29,7 @@ LIBRARIES = (
     "tgalign.baselines.compare", "tgalign.baselines.items", "tgalign.baselines.calibration",
     "tgalign.evaluate.command", "tgalign.evaluate.local_host", "tgalign.evaluate.suites",
     "tgalign.report.evaluation_report", "tgalign.report.comparison_report",
-    "tgalign.retrieval.build", "tgalign.retrieval.attach",
+    "tgalign.retrieval.build", "tgalign.retrieval.attach", "tgalign.cli",
 )  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def go_on(
     before = command.finished()
     ended = Running(command, first=first).end()
     return {
-        "kept": None if before == ended.fewest == command.finished() else before,
+        "kept": None if before == FINISHED else before,
         "lost": max(0, before - ended.fewest),
         **outcome(ended, command.place, straight),
     }

@@ -7,6 +7,8 @@ from typing import Any
 
 from tgalign.termination import STATUS
 
+TABLE = ("train", "retrieve build", "retrieve attach", "caption", "evaluate", "compare")
+"""The commands of the table."""
 FAULTS = {
     "kill": "kill -9 at a random moment, same command again",
     "term": "SIGTERM at a random moment, same command again",
@@ -38,7 +40,7 @@ def held(fault: str, row: dict[str, Any], may_lose: int) -> bool:
 
 def markdown(content: dict[str, Any]) -> str:
     """A row per fault, a column per command: how many of the injected faults it stood."""
-    commands = content["commands"]
+    commands = {name: content["commands"][name] for name in TABLE if name in content["commands"]}
     lines = [["fault", *commands], ["---"] * (len(commands) + 1)]
     for fault, title in FAULTS.items():
         cells = [_cell(fault, found) for found in commands.values()]
@@ -49,10 +51,9 @@ def markdown(content: dict[str, Any]) -> str:
     total = sum(len(found.get(fault, [])) for found in commands.values() for fault in FAULTS)
     kills = sum(len(found.get("kill", [])) for found in commands.values())
     versions = ", ".join(f"{name} {said}" for name, said in content["versions"].items())
-    minutes = f"{content['minutes']:.0f} minutes, " if "minutes" in content else ""
     return (
         f"{table}\n\n{total} faults, {kills} of them kills at random moments; seed of the moments "
-        f"{content['seed']}; {minutes}{versions}\n"
+        f"{content['seed']}; {content['minutes']:.0f} minutes; {versions}\n"
     )
 
 

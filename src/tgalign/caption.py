@@ -87,12 +87,12 @@ def caption(
     from tgalign.captioner import Captioner
 
     with sole_writer(out, beside=True):
-        if out.exists():
+        progress = out.with_name(out.name + PROGRESS)
+        if out.exists() and not progress.is_file():  # else a kill came just before the end
             raise UserError(f"{out} exists: name another file as out, or remove it")
         rows, problems = _read(source, images, "records" if progress_bar else None)
         wanted = list(dict.fromkeys(row.image for row in rows if row.image is not None))
         settings = {"model": str(model), "prompt": prompt, "max_new_tokens": max_new_tokens}
-        progress = out.with_name(out.name + PROGRESS)
         done = _read_progress(progress, settings)
         batches = [
             wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)

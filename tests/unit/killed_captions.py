@@ -38,6 +38,15 @@ def wire(moment: str, line: int) -> None:
     tgalign.caption._append = append_or_die
     if moment == "output":
         tgalign.caption.write_text = die
+    if moment == "written":
+        write = tgalign.caption.write_text
+
+        def write_and_die(path, text):
+            write(path, text)
+            if path.name == "out.jsonl":
+                die()
+
+        tgalign.caption.write_text = write_and_die
 
 
 def main() -> None:

@@ -260,19 +260,19 @@ def test_a_literal_image_token_never_enters_a_record(captioner, tmp_path, monkey
 
 
 def test_killed_runs_go_on_and_end_as_a_straight_one(folder, checkpoint, tmp_path):
-    """Killed in a line of the progress, after one, and before the output, one after the other."""
+    """Killed in a line of the progress, after one, before the output and just after it, in turn."""
     (folder / "bad.png").write_bytes(b"no picture")
     straight, out = tmp_path / "straight.jsonl", tmp_path / "out.jsonl"
     run(folder, checkpoint, straight, batch_size=2)
     arguments = ["caption", folder, "--model", checkpoint, "--out", out, "--batch-size", 2]
     arguments = [str(it) for it in [*arguments, "--max-new-tokens", NEW, "--no-progress"]]
-    moments = [("in", 1), ("after", 2), ("in", 2), ("output", 0), ("", 0)]
+    moments = [("in", 1), ("after", 2), ("in", 2), ("output", 0), ("written", 0), ("", 0)]
     process = subprocess.run(
         [sys.executable, KILLED, *arguments], input=json.dumps(moments),
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     signals = [int(line) for line in process.stdout.split("\n") if line.strip().isdigit()]
-    assert signals == [9] * 4 + [0], process.stderr
+    assert signals == [9] * 5 + [0], process.stderr
     assert out.read_bytes() == straight.read_bytes()
     problems = [it.with_name(it.name + ".problems.jsonl").read_bytes() for it in (out, straight)]
     assert problems[0] == problems[1]

@@ -21,10 +21,11 @@ def lines(app: typer.Typer, verb: str) -> Iterator[str]:
     """A line for a command and one for each of its parameters, all below it."""
     found: dict[str, Any] = {it.name or it.callback.__name__: it for it in app.registered_commands}
     found |= {it.name: it for it in app.registered_groups}
-    if app.registered_callback is not None and app.registered_callback.callback is not None:
-        found |= {"": app.registered_callback}
+    root = app.registered_callback
+    if root is not None and callable(root.callback):
+        found[""] = root
     for name in sorted(found):
-        if hasattr(found[name], "typer_instance"):
+        if isinstance(getattr(found[name], "typer_instance", None), typer.Typer):
             yield from lines(found[name].typer_instance, f"{verb} {name}")
             continue
         callback = found[name].callback

@@ -51,6 +51,12 @@ def conditions() -> str:
     return markdown_by_condition(json.loads((DOCS / "conditions.json").read_text()))
 
 
+def faults() -> str:
+    from benchmarks.faults.table import markdown as markdown_of_faults
+
+    return markdown_of_faults(json.loads((DOCS / "reliability.json").read_text()))
+
+
 # Where a generated block stands, what it is called, and what makes it.
 BLOCKS: list[tuple[Path, str, Callable[[], str]]] = [
     (README, "results", demo_results),
@@ -62,6 +68,7 @@ BLOCKS: list[tuple[Path, str, Callable[[], str]]] = [
     (DOCS / "results.md", "ablation results", ablation_results),
     (DOCS / "results.md", "comparison", comparisons),
     (DOCS / "evaluation.md", "lab evaluation", lab_evaluation),
+    (DOCS / "reliability.md", "faults", faults),
 ]
 
 
@@ -140,5 +147,6 @@ def test_lab_recipe_is_the_demos_tga_arm() -> None:
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
+    sys.path.insert(0, str(ROOT))  # for benchmarks, as pytest has it
     for block in BLOCKS:
         block[0].write_text(renewed(*block))

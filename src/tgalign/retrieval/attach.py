@@ -122,12 +122,13 @@ def attach(
     }
     with sole_writer(out, beside=True):
         report = out.with_name(out.name + ".report.json")
+        work = out.with_name(out.name + ".shards" + INCOMPLETE)
         if out.exists():
             said = read_json(report) if report.is_file() else {}
             if said.get("settings") != settings:
                 raise UserError(f"{out} exists and was made of something else: give another --out")
+            shutil.rmtree(work, ignore_errors=True)  # of a run that was killed just before its end
             return dict(said)
-        work = out.with_name(out.name + ".shards" + INCOMPLETE)
         if not (work / "settings.json").is_file() or read_json(work / "settings.json") != settings:
             shutil.rmtree(work, ignore_errors=True)
             write_json(work / "settings.json", settings)

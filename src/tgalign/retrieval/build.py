@@ -104,8 +104,8 @@ def build_index(
             )
             _write_manifest(work, settings, identity)
             work.replace(out)
-            for name in (_SETTINGS, _SOURCES):
-                (out / name).unlink()
+        for name in (_SETTINGS, _SOURCES):  # here, as a kill may have come before
+            (out / name).unlink(missing_ok=True)
         if backend == "faiss":
             add_faiss(out, kind)
         return Index.open(out, verify=False)

@@ -242,6 +242,7 @@ def test_an_interrupted_call_goes_on_after_its_last_shard(run, records, tmp_path
     assert run() == (whole, said)
     assert sum(asked) == len(whole) - 4  # the first shard has a text-only row among its five
     asked.clear()
+    (tmp_path / "out.jsonl.shards.incomplete").mkdir()  # as a kill just before the end leaves it
     assert run() == (whole, said)
     assert asked == []
     kept = {f"{name}.jsonl{end}" for name in ("out", "whole") for end in ("", ".report.json")}

@@ -66,6 +66,7 @@ def test_search_over_shards_equals_search_over_all(k, built, embedded):
 def test_a_finished_index_is_kept_and_another_refused(corpus, built, monkeypatch, tmp_path):
     before = content(built.folder)
     monkeypatch.setattr(module, "_encoder", lambda *args: pytest.fail("encoded again"))
+    (built.folder / "settings.json").write_text("{}")  # as a kill just before the end leaves it
     assert build(corpus, built.folder).manifest == built.manifest
     assert content(built.folder) == before
     other = write_lines(tmp_path / "corpus.jsonl", '{"text": "a dog"}')
