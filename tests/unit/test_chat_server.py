@@ -48,7 +48,7 @@ def test_a_served_checkpoint_answers_as_the_local_one(composed, checkpoint, tmp_
         server = ChatServer(url, "m", concurrency=4, max_new_tokens=NEW)
         rows = run_requests(server, asked, tmp_path / "served", progress=False)
     assert len({row["answer"] for row in rows}) > 5  # or the comparison could not fail
-    found = parity(load_pairs(tmp_path / "local", tmp_path / "served"))
+    found = parity(*load_pairs(tmp_path / "local", tmp_path / "served"))
     assert found["n"] == len(asked) == 48
     assert found["same_answer"]["rate"] == 1
     assert server.describe()["revision"] == "fp"

@@ -127,9 +127,9 @@ def test_a_comparison_is_paired_and_holm_adjusted(tmp_path: Path) -> None:
     benign = [row(f"b{i}", "answered", "benign", hits=1, targets=2) for i in range(8)]
     ours += benign
     theirs += [it | {"hits": 2} for it in benign]
-    pairs = load_pairs(write(tmp_path / "a", ours), write(tmp_path / "b", theirs))
-    found = compare(pairs, "b")
-    assert (found["shared"], found["left_out"]) == (25, 1)
+    pairs, unshared = load_pairs(write(tmp_path / "a", ours), write(tmp_path / "b", theirs))
+    found = compare(pairs, "b", unshared)
+    assert (found["shared"], found["left_out"], found["unshared"]) == (25, 1, 1)
     group = found["groups"]["s/plain"]
     assert group["dsr"]["difference"] == 0.5
     assert group["dsr"]["p"] == pytest.approx(2 / 2**8)
@@ -137,7 +137,9 @@ def test_a_comparison_is_paired_and_holm_adjusted(tmp_path: Path) -> None:
     assert gun["p_holm"] == pytest.approx(2 * gun["p"])
     assert (knife["difference"], knife["p_holm"]) == (0, 1)
     assert group["over_refusal"]["difference"] == 0
-    assert group["utility"]["difference"] == -0.5
+    use = group["utility"]
+    assert (use["difference"], use["n"]) == (-0.5, 16)
+    assert use["low"] < -0.5 < use["high"] < 0
     assert group["utility"]["p"] == pytest.approx(2 / 2**8)
 
 
@@ -153,18 +155,20 @@ def test_other_questions_are_not_compared(tmp_path: Path) -> None:
 def test_parity_counts_equal_answers_and_names_the_others(tmp_path: Path) -> None:
     one = [row(str(i), "refused") for i in range(4)] + [row("e", None)]
     other = [it | {"answer": f" {it['answer']} "} if it["answer"] else it for it in one]
-    assert parity(load_pairs(write(tmp_path / "a", one), write(tmp_path / "b", other)))[
+    assert parity(*load_pairs(write(tmp_path / "a", one), write(tmp_path / "b", other)))[
         "same_answer"
     ]["rate"] == 1  # fmt: skip
     other[0] |= {"answer": "other words"}
     other[1] |= {"answer": "yes", "verdict": "answered"}
     other[4] |= {"error": "server_error"}
-    found = parity(load_pairs(tmp_path / "a", write(tmp_path / "b", other)))
+    found = parity(*load_pairs(tmp_path / "a", write(tmp_path / "b", other)))
     assert found["same_answer"]["rate"] == pytest.approx(2 / 5)
     assert found["same_verdict"]["rate"] == pytest.approx(3 / 5)
     assert found["differing"][0] == {
         "id": "s/plain/0", "one": "answer 0", "other": "other words",
     }  # fmt: skip
+    found = parity(*load_pairs(write(tmp_path / "a", one), write(tmp_path / "b", one[1:])))
+    assert (found["same_answer"]["rate"], found["unshared"]) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +222,11 @@ def test_junit_says_what_failed(tmp_path: Path) -> None:
 
 def test_dsr_alone_is_warned_of() -> None:
     assert any("ended in an error" in line for line in warnings(results(table())))
+    told = row("t", None) | {"condition": "caption"}
+    assert any("1 of 2 items ended" in it for it in warnings(results([row("t", "refused"), told])))
+    assert any("3 items that only" in it for it in warnings(
+        results([row("t", "refused")], comparison={"unshared": 3})
+    ))  # fmt: skip
     said = warnings(results([row("t", "refused")]))
     assert any("Over-refusal was not measured" in line for line in said)
     assert any("Utility was not measured" in line for line in said)

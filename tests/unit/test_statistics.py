@@ -17,6 +17,7 @@ from tgalign.evaluate.statistics import (
     holm,
     mcnemar,
     paired_difference,
+    paired_share_difference,
     permutation_p,
     wilson,
 )
@@ -324,3 +325,39 @@ def test_the_bootstrap_draws_samples_from_its_seed() -> None:
         ends = means[math.ceil(tail * 1000) - 1], means[math.ceil((1 - tail) * 1000) - 1]
         found = bootstrap(values, lambda it: it.mean(axis=-1), confidence=confidence, seed=seed)
         assert found == pytest.approx(ends)
+
+
+def test_paired_shares_of_single_trials_are_newcombe_s() -> None:
+    items = [(1, 0, 1)] * 5 + [(0, 1, 1)] * 2 + [(1, 1, 1)] * 9
+    pairs = [(bool(one), bool(other)) for one, other, _ in items]
+    assert paired_share_difference(items) == paired_difference(pairs)
+    assert paired_share_difference([(0, 0, 0)]).n == 0
+    assert paired_share_difference([]).as_dict()["difference"] is None
+
+
+def test_paired_shares_count_items_and_know_the_pairing() -> None:
+    items = [(2, 0, 2)] * 20 + [(0, 0, 2)] * 20 + [(2, 2, 2)] * 20
+    found = paired_share_difference(items)
+    assert (found.value, found.n) == (pytest.approx(1 / 3), 120)
+    normal = Z_95 * math.sqrt((1 / 3) * (2 / 3) / 60)  # of the mean of 60 differences
+    assert found.low == pytest.approx(1 / 3 - normal, abs=0.03)
+    assert found.high == pytest.approx(1 / 3 + normal, abs=0.03)
+    for one in (0, 1, 2):  # no item differs from another in its difference: still no width of 0
+        for other in (0, 1, 2):
+            same = paired_share_difference([(one, other, 2)] * 30)
+            assert same.value == (one - other) / 2
+            assert same.low <= same.value <= same.high
+            assert same.high - same.low > 0.05
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=12))
+@settings(max_examples=30, deadline=None)
+def test_paired_shares_hold_their_value_and_mirror(sides: list[tuple[int, int]]) -> None:
+    found = paired_share_difference([(one, other, 3) for one, other in sides])
+    mirrored = paired_share_difference([(other, one, 3) for one, other in sides])
+    if not sides:
+        assert found.n == 0
+        return
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert mirrored.value == pytest.approx(-found.value)
+    assert mirrored.low == pytest.approx(-found.high, abs=0.01)

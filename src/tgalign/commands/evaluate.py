@@ -176,15 +176,15 @@ def parity(
         float, typer.Option(min=0, max=1, help="Share of equal answers below which to exit with 1.")
     ] = 1.0,
 ) -> None:
-    """Say whether two hosts give the same answers to the same items."""
+    """Say whether two hosts give the same answers to the same items; 1 where one lacks an item."""
     import json
 
     from tgalign.evaluate.compare import load_pairs
     from tgalign.evaluate.compare import parity as compare_hosts
 
-    found = compare_hosts(load_pairs(one, other))
+    found = compare_hosts(*load_pairs(one, other))
     typer.echo(json.dumps(found, indent=1))
-    if found["same_answer"]["rate"] < at_least:
+    if found["same_answer"]["rate"] < at_least or found["unshared"]:
         sys.exit(1)
 
 

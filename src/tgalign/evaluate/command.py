@@ -112,8 +112,8 @@ def run_evaluation(
         if second is not None:
             results["judge"] |= _judge_again(second, rows, out)
         if settings.against is not None:
-            pairs = load_pairs(out, settings.against)
-            results["comparison"] = compare(pairs, str(settings.against))
+            pairs, unshared = load_pairs(out, settings.against)
+            results["comparison"] = compare(pairs, str(settings.against), unshared)
         if settings.parquet:
             _write_parquet(rows, out / "items.parquet")
         write_json(out / RESULTS, results)
@@ -276,8 +276,7 @@ def print_evaluation(results: dict[str, Any], console: Console) -> None:
             over = group["over_refusal"]
             against.add_row("", "over-refusal", show_difference(over), p_text(over["p"]))
             use = group["utility"]
-            if use["difference"] is not None:
-                against.add_row("", "utility", f"{use['difference']:+.3f}", p_text(use["p"]))
+            against.add_row("", "utility", show_difference(use), p_text(use["p"]))
         console.print(against)
     for line in warnings(results):
         console.print(line, style="yellow")

@@ -9,13 +9,20 @@ from typing import Any
 from tgalign.errors import UserError
 from tgalign.evaluate.results import Row, by_scene
 from tgalign.evaluate.run import ITEMS, read_items
-from tgalign.evaluate.statistics import holm, mcnemar, paired_difference, permutation_p, wilson
+from tgalign.evaluate.statistics import (
+    holm,
+    mcnemar,
+    paired_difference,
+    paired_share_difference,
+    permutation_p,
+    wilson,
+)
 
 Pair = tuple[Row, Row]
 
 
-def load_pairs(one: Path, other: Path) -> list[Pair]:
-    """The items that two evaluations share, with both rows.
+def load_pairs(one: Path, other: Path) -> tuple[list[Pair], int]:
+    """The items that two evaluations share, with both rows, and how many only one of them has.
 
     Args:
         one: Folder of an evaluation, or its results.json.
@@ -34,13 +41,14 @@ def load_pairs(one: Path, other: Path) -> list[Pair]:
                 f"item {row['id']} is not the same question in {one} and {other}: evaluate both "
                 "on the same data, with the same seed"
             )
-    return shared
+    return shared, len(rows.keys() ^ others.keys())
 
 
-def compare(pairs: Sequence[Pair], against: str) -> dict[str, Any]:
+def compare(pairs: Sequence[Pair], against: str, unshared: int = 0) -> dict[str, Any]:
     """Paired comparison, by suite and condition: is this model (first) other than that one?
 
-    DSR and over-refusal by the exact McNemar test, utility by a permutation test; p-values of
+    DSR and over-refusal by the exact McNemar test, utility by a permutation test of the targets
+    met, with a paired bootstrap over items for its interval; p-values of
     scenes are Holm-adjusted within their suite and condition. Items that ended in an error in
     either are left out and counted.
     """
@@ -51,6 +59,7 @@ def compare(pairs: Sequence[Pair], against: str) -> dict[str, Any]:
     return {
         "against": against,
         "shared": len(pairs),
+        "unshared": unshared,
         "left_out": len(pairs) - len(judged),
         "groups": {name: _group(found) for name, found in groups.items()},
     }
@@ -68,20 +77,14 @@ def _group(pairs: Sequence[Pair]) -> dict[str, Any]:
     for found, p_holm in zip(tested.values(), adjusted, strict=True):
         found["p_holm"] = p_holm
     useful = [
-        (one["hits"] / one["targets"], other["hits"] / other["targets"])
-        for one, other in benign
-        if one.get("targets")
+        (one["hits"], other["hits"], one["targets"]) for one, other in benign if one.get("targets")
     ]
-    differences = [one - other for one, other in useful]
     return {
         "dsr": _refusals(toxic),
         "dsr_by_scene": tested,
         "over_refusal": _refusals(benign),
-        "utility": {
-            "difference": sum(differences) / len(differences) if differences else None,
-            "n": len(differences),
-            "p": permutation_p(differences) if differences else None,
-        },
+        "utility": paired_share_difference(useful).as_dict()
+        | {"p": permutation_p([one - other for one, other, _ in useful]) if useful else None},
     }
 
 
@@ -90,12 +93,12 @@ def _refusals(pairs: Sequence[Pair]) -> dict[str, Any]:
     return paired_difference(both).as_dict() | {"p": mcnemar(both)}
 
 
-def parity(pairs: Sequence[Pair], *, shown: int = 5) -> dict[str, Any]:
+def parity(pairs: Sequence[Pair], unshared: int = 0, *, shown: int = 5) -> dict[str, Any]:
     """Whether two hosts give the same answers to the same items.
 
     Returns:
         Shares of equal answers and of equal verdicts (an error equals only the same error), and the
-        first ``shown`` items that differ.
+        first ``shown`` items that differ, and ``unshared``: how many only one host was asked.
     """
 
     def same(key: Callable[[Row], Any]) -> dict[str, Any]:
@@ -105,6 +108,7 @@ def parity(pairs: Sequence[Pair], *, shown: int = 5) -> dict[str, Any]:
     differing = [(one, other) for one, other in pairs if _answer(one) != _answer(other)]
     return {
         "n": len(pairs),
+        "unshared": unshared,
         "same_answer": same(_answer),
         "same_verdict": same(lambda row: row["verdict"] or row["error"]),
         "differing": [

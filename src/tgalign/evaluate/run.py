@@ -45,7 +45,7 @@ def run_requests(
 
     Each answer is appended to ``out/items.jsonl`` as it comes, so a kill loses at most the batch
     under way; the same call goes on there. When all are done the file is put into the order of the
-    requests.
+    requests, and every answer has the verdict of the rules as they are now.
 
     Args:
         host: What answers.
@@ -81,7 +81,7 @@ def run_requests(
                 file.flush()
                 bar.advance(task)
             os.fsync(file.fileno())
-    rows = [done[request.id] for request in requests]
+    rows = [_judged_again(request, done[request.id]) for request in requests]
     write_items(path, rows)
     return rows
 
@@ -172,6 +172,14 @@ def _row(request: Request, said: Said, picture: str | None) -> dict[str, Any]:
     hits, targets = score(item, said.text)
     row |= {"verdict": verdict.label, "rule": verdict.rule, "cut": said.cut}
     return row | ({"hits": hits, "targets": targets} if targets else {})
+
+
+def _judged_again(request: Request, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the verdict of today's rules, which an answer of an earlier day may lack."""
+    if row["answer"] is None:
+        return row
+    said = Said(row["answer"], row["cut"], detail=row["rule"])
+    return row | _row(request, said, row["picture_sha256"])
 
 
 def _line(row: dict[str, Any]) -> str:

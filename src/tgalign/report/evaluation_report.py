@@ -73,9 +73,14 @@ def warnings(results: Mapping[str, Any]) -> list[str]:
         )
     if results["dsr"]["n"] and not results["utility"]["n"]:
         said.append("Utility was not measured: add a suite with right answers (--suite).")
-    lost = sum(results["errors"].values())
+    measured = [r for it in results["suites"].values() for r in it["conditions"].values()]
+    lost = sum(sum(rates["errors"].values()) for rates in measured)
     if lost:
-        said.append(f"{lost} of {results['n']} items ended in an error and are in no rate.")
+        n = sum(rates["n"] for rates in measured)
+        said.append(f"{lost} of {n} items ended in an error and are in no rate.")
+    unshared = results.get("comparison", {}).get("unshared")
+    if unshared:
+        said.append(f"{unshared} items that only one of the models was asked are not compared.")
     return said
 
 
