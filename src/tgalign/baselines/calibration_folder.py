@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tgalign.baselines.defence import Calibration
+from tgalign.data.pictures import read_picture
 from tgalign.data.records import Problem, read_records, require_all_good
 from tgalign.synthetic import read_texts
 
@@ -24,8 +25,6 @@ def read_calibration(folder: Path, **settings: Any) -> Calibration:
     Raises:
         UserError: A file is missing or empty, or naming the rows that lack a picture or a caption.
     """
-    from PIL import Image
-
     records, problems = read_records(folder / HARMLESS, folder)
     problems += [
         Problem(HARMLESS, it.row, "calibration needs an image and a caption in every row")
@@ -36,8 +35,7 @@ def read_calibration(folder: Path, **settings: Any) -> Calibration:
     pictures = []
     for record in records:
         assert record.image is not None
-        with Image.open(record.image) as picture:
-            pictures.append(picture.convert("RGB"))
+        pictures.append(read_picture(record.image))
     descriptors = folder / DESCRIPTORS
     return Calibration(
         pictures=pictures,

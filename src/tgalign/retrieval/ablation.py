@@ -18,6 +18,7 @@ from tgalign.demo_results import show_rate
 from tgalign.evaluate.statistics import wilson
 from tgalign.files import write_json, write_text
 from tgalign.lab.experiment import run_experiment
+from tgalign.report.tables import markdown_table
 
 Kind = Literal["retrieval", "captions"]
 
@@ -166,21 +167,21 @@ def pooled(cell: Cell, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def markdown(content: Mapping[str, Any]) -> str:
     """A row per cell: similarity, rates with intervals, and DSR seed by seed."""
-    header = ["cell", *SIMILARITY.values(), *SHOWN.values()]
-    lines = [[*header, "DSR by seed"], ["---"] * (len(header) + 1)]
+    header = ["cell", *SIMILARITY.values(), *SHOWN.values(), "DSR by seed"]
+    lines = []
     for row in content["cells"]:
         cosines = ["" if it is None else f"{it:.3f}" for it in row["similarity"].values()]
         rates = [show_rate(row["rates"][name], with_n=False) for name in SHOWN]
         by_seed = " ".join(f"{rate:.2f}" for rate in row["by_seed"]["dsr"])
         lines.append([row["name"], *cosines, *rates, by_seed])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = markdown_table(header, lines)
     first = content["cells"][0]["rates"]
     counts = ", ".join(f"{title} {first[name]['n']}" for name, title in SHOWN.items())
     smoke = "SMOKE RUN, figures mean nothing. " if content["smoke"] else ""
     return (
         f"{smoke}Arm {content['arm']}, condition {content['condition']}, development split, seeds "
         f"{', '.join(map(str, content['seeds']))} pooled: rate [95 % Wilson interval]; n: {counts}"
-        f"\n\n{table}\n"
+        f"\n\n{table}"
     )
 
 
