@@ -355,7 +355,5 @@ def load_config(path: Path) -> TrainConfig:
                 try:
                     table[key] = (path.parent / table[key]).resolve()
                 except (OSError, ValueError) as fault:
-                    raise UserError(
-                        f"{path}: {key}: no path can be {table[key]!r:.80} ({fault})"
-                    ) from None
+                    raise UserError(f"{path}: {key} is no path: {fault}") from None
     return parse_config(data, str(path))

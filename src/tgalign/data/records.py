@@ -31,7 +31,7 @@ from typing import Any
 from tgalign.data.pictures import inside, read_picture
 from tgalign.data.shapes import DEFAULT_QUESTION, IMAGE_TOKEN, as_ours
 from tgalign.data.sources import Data, Raw, Source, open_source
-from tgalign.errors import UserError
+from tgalign.errors import UserError, printable
 from tgalign.files import INCOMPLETE, RepeatedKeyError, is_unicode, unique_keys
 
 __all__ = [
@@ -112,7 +112,7 @@ def read(
                 record = replace(record, image=_unpacked(picture, unpack))
             return record
         except ValueError as fault:
-            return Problem(source.name, raw.number, _printable(str(fault)))
+            return Problem(source.name, raw.number, printable(str(fault)).replace("\n", "\\n"))
 
     # What PIL has to say of a picture that it can read is no concern of the user's.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -230,11 +230,6 @@ def _unpacked(picture: bytes, folder: Path) -> Path:
         beside.write_bytes(picture)
         beside.replace(path)
     return path
-
-
-def _printable(text: str) -> str:
-    """What data says of itself must not break a terminal or an encoding."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _text(value: Any, field: str) -> str | None:

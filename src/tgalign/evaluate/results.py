@@ -153,6 +153,9 @@ def read_results(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is not of schema {SCHEMA_VERSION} of tgalign evaluate: evaluate again"
         )
+    seeds, suites = found.get("seeds"), found.get("suites")
+    if not (isinstance(seeds, list) and seeds and isinstance(suites, dict)):
+        raise UserError(f"{path} is damaged (no seeds or suites): evaluate again")
     return found
 
 
