@@ -135,7 +135,6 @@ def _captions(
     batches: list[list[Path]], captioner: Any, spoke: bool, progress_bar: bool
 ) -> Iterator[tuple[dict[str, str], dict[Path, str]]]:
     """Of each batch, captions by path and why pictures have none; ``spoke``: whether any has."""
-    from PIL import Image
     from rich.console import Console
     from rich.progress import Progress
 
@@ -146,10 +145,8 @@ def _captions(
             pictures, faults = {}, {}
             for path in batch:
                 try:
-                    read_picture(path)
-                    with Image.open(path) as picture:
-                        pictures[path] = picture.convert("RGB")
-                except (ValueError, OSError) as fault:  # OSError: gone since it was checked
+                    pictures[path] = read_picture(path)
+                except ValueError as fault:
                     faults[path] = str(fault)
             said = dict(zip(pictures, captioner(list(pictures.values())), strict=True))
             faults |= {path: str(it) for path, it in said.items() if isinstance(it, ValueError)}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tgalign.data.pictures import read_picture
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
 from tgalign.files import folder_at_once
@@ -151,13 +152,9 @@ def save_checkpoint(model: Any, processor: Any, path: Path) -> None:
 
 def pixel_loader(processor: Any) -> Callable[[list[Path]], Tensor]:
     """A function that reads pictures and makes the tower's input of them, (B, 3, H, W)."""
-    from PIL import Image
 
     def load(paths: list[Path]) -> Tensor:
-        pictures = []
-        for path in paths:
-            with Image.open(path) as picture:
-                pictures.append(picture.convert("RGB"))
+        pictures = [read_picture(path) for path in paths]
         pixels: Tensor = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
         return pixels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from tgalign import __version__
 from tgalign.commands import app as app_command
 from tgalign.commands import caption, check, compare, compose, evaluate, retrieve
 from tgalign.commands import diagnose as diagnose_command
-from tgalign.errors import UserError, disk_refusal
+from tgalign.errors import UserError, disk_refusal, printable
 from tgalign.termination import STATUS, exit_on_sigterm
 
 app = typer.Typer(
@@ -270,13 +271,24 @@ def lab_table(
 diagnose_command.register(app, lab)
 
 
+PRIVATE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "DO_NOT_TRACK": "1",
+}
+"""Nothing that a command imports reports home or fetches models."""
+
+
 def main() -> None:
     """Run the command line; a user's mistake, or a full disk, ends with one message, status 2."""
+    os.environ |= PRIVATE
     try:
         with exit_on_sigterm():
             app()
     except UserError as fault:
-        typer.echo(f"tgalign: {fault}", err=True)
+        typer.echo(f"tgalign: {printable(str(fault))}", err=True)
         sys.exit(2)
     except Exception as fault:
         refused = disk_refusal(fault)

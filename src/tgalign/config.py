@@ -6,14 +6,16 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tgalign.errors import UserError
 from tgalign.files import check_schema, read_json
 from tgalign.objective import Form, Pair, Similarity
+from tgalign.yaml_text import parse_yaml
 
 DIAGNOSED = ("safety", "causal")
+MAX_LAYERS = 10_000
+"""No model is as deep: a larger number in a diagnosis is damage."""
 """Choices of layers that ``tgalign diagnose`` makes."""
 DIAGNOSIS_SCHEMA = 1
 """Schema version of diagnosis.json."""
@@ -284,7 +286,9 @@ def diagnosed_layers(path: Path, choice: str) -> list[int]:
         else:
             rules = found["safety_layers"]
             first, last = rules["paper"] or rules["released"] or (1, 0)
-            layers = list(range(first, last + 1))
+            layers = list(range(first, min(last, MAX_LAYERS) + 1))
+        if not all(isinstance(it, int) and 0 <= it <= MAX_LAYERS for it in layers):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path} is no diagnosis.json of tgalign diagnose") from None
     if not layers:
@@ -332,8 +336,8 @@ def load_config(path: Path) -> TrainConfig:
     if not path.is_file():
         raise UserError(f"no training config at {path}: expected a YAML file (see recipes/)")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        data = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
         raise UserError(f"{path} is not readable YAML: {fault}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold a mapping of settings, got {type(data).__name__}")
@@ -353,5 +357,8 @@ def load_config(path: Path) -> TrainConfig:
             continue
         for key in keys or list(table):
             if isinstance(table.get(key), str):
-                table[key] = (path.parent / table[key]).resolve()
+                try:
+                    table[key] = (path.parent / table[key]).resolve()
+                except (OSError, ValueError) as fault:
+                    raise UserError(f"{path}: {key} is no path: {fault}") from None
     return parse_config(data, str(path))

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tgalign.evaluate.statistics import Rate, wilson
+from tgalign.report.tables import markdown_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -169,9 +170,7 @@ def markdown(results: dict[str, Any]) -> str:
     """Title, table and base line in Markdown."""
     header = ["", *results["arms"]]
     rows = [row for section in table_rows(results) for row in section]
-    lines = [header, ["---"] * len(header), *rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{title(results)}\n\n{table}\n\n{base_line(results)}\n"
+    return f"{title(results)}\n\n{markdown_table(header, rows)}\n{base_line(results)}\n"
 
 
 def print_results(console: Console, results: dict[str, Any]) -> None:

@@ -36,3 +36,8 @@ def disk_refusal(fault: BaseException) -> str | None:
             return f"a file could not be written whole ({link})"
         link = link.__cause__
     return None
+
+
+def printable(text: str) -> str:
+    """What data says of itself, so that it breaks neither a terminal nor an encoding."""
+    return "".join(it if it.isprintable() or it == "\n" else repr(it)[1:-1] for it in text)

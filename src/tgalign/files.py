@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import shutil
@@ -41,7 +42,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+    except (ValueError, RecursionError) as fault:
         raise UserError(f"{path} is damaged ({fault}): remove it, and what it stands in") from None
 
 
@@ -66,6 +67,78 @@ def check_schema(content: Any, where: Path | str, version: int, what: str) -> No
     raise UserError(
         f"{where} {has}, and this tgalign reads schema version {version} of {what}: {mend}"
     )
+
+
+def read_jsonl(path: Path, expected: str) -> Iterator[tuple[int, Any]]:
+    """Read JSON lines; lines end at line feeds alone, and blank ones are passed over.
+
+    Args:
+        path: The file.
+        expected: What a line should be, for messages.
+
+    Yields:
+        The number of a line, from 1, and what it holds.
+
+    Raises:
+        UserError: The file cannot be read, or a line is no JSON.
+    """
+    try:
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    except OSError as fault:
+        raise UserError(f"{path} cannot be read: {fault}") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as fault:
+                raise UserError(f"{path}:{number}: expected {expected} ({fault})") from None
+
+
+class RepeatedKeyError(ValueError):
+    """An object has a key twice, of which all readers but the last value's would be misled."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An ``object_pairs_hook`` for what people write: a key that stands twice is a fault.
+
+    Raises:
+        RepeatedKeyError: Naming the key.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise RepeatedKeyError(f"the key {twice!r} stands twice")
+    return found
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written at all: JSON can hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
+def blamed_on(path: Path, remedy: str) -> Iterator[None]:
+    """Whatever a reader stumbles over in a file that one of our commands wrote, blame the file.
+
+    Args:
+        path: The file, or the folder with several.
+        remedy: What the user can do.
+
+    Raises:
+        UserError: In the place of any other exception.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as fault:  # a damaged file makes its reader fail in any way
+        said = f"{type(fault).__name__}: {fault}"[:300]
+        raise UserError(f"{path} is damaged or of another version ({said}): {remedy}") from fault
 
 
 def make_parent(path: Path) -> None:

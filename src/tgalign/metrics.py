@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tgalign.files import blamed_on
+
 METRICS = "metrics.jsonl"
 
 
@@ -14,12 +16,16 @@ def read_metrics(stage: Path) -> list[dict[str, Any]]:
     """The lines that the folder of a stage holds so far: none before the first is written.
 
     A last line that is being written, or that a kill cut short, is left out.
+
+    Raises:
+        UserError: Another line is damaged.
     """
     path = stage / METRICS
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    whole = path.read_bytes()
+    with blamed_on(path, "remove the folder of the stage"):
+        return [dict(json.loads(line)) for line in whole.split(b"\n")[:-1]]
 
 
 def stage_seconds(lines: Sequence[dict[str, Any]]) -> float:

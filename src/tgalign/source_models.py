@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,11 @@ def _config(path: Path, what: str, trust_remote_code: bool) -> Any:
         raise UserError(
             f"the {what} at {path} has {found}; expected safetensors: where you trust it, load it "
             "with transformers and save_pretrained it to another folder"
+        )
+    if trust_remote_code:
+        named = ", ".join(sorted(it.name for it in path.glob("*.py"))) or "none is there"
+        logging.getLogger(__name__).warning(
+            "--trust-remote-code: code in %s may run with all your rights (%s)", path, named
         )
     config = _call(AutoConfig, path, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):

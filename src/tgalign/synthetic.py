@@ -13,7 +13,6 @@ the joint space.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from tgalign.config import SyntheticConfig
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import IMAGE_TOKEN, Record, require_all_good
 from tgalign.errors import UserError
+from tgalign.files import is_unicode, read_jsonl
 from tgalign.vision_cache import VisionCache
 
 
@@ -158,13 +158,16 @@ def read_texts(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f'no texts at {path}: expected a JSONL file with a "text" in every line')
     texts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            text = json.loads(line)["text"]
-            if not isinstance(text, str) or not text.strip() or IMAGE_TOKEN in text:
-                raise ValueError("the text is no string, empty, or holds an image token")
-        except (ValueError, KeyError, TypeError) as fault:
-            raise UserError(f'{path.name}:{number}: expected {{"text": "..."}} ({fault})') from None
+    expected = '{"text": "..."}'
+    for number, row in read_jsonl(path, expected):
+        text = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(text, str) or not text.strip() or IMAGE_TOKEN in text:
+            raise UserError(
+                f"{path}:{number}: expected {expected} with a text that is not empty and holds no "
+                "image token"
+            )
+        if not is_unicode(text):
+            raise UserError(f"{path}:{number}: the text holds what is no character (not UTF-8)")
         texts.append(text.strip())
     if not texts:
         raise UserError(f"{path} holds no text")

@@ -86,11 +86,14 @@ def attack(name: str, minutes: float, report: Path, atheris: Any) -> None:
     if atheris is None:
         while True:
             target(os.urandom(2000))
+    corpus = place / "corpus"
+    corpus.mkdir()
+    for number in range(200):
+        (corpus / str(number)).write_bytes(os.urandom(400))
     atheris.Setup(
-        [sys.argv[0], "-handle_alrm=0", "-timeout=0", "-max_len=2000", "-len_control=0",
-         "-rss_limit_mb=0", "-verbosity=0", "-print_final_stats=0"],
+        [sys.argv[0], str(corpus), "-max_len=2000", "-rss_limit_mb=0", "-verbosity=0"],
         lambda data: target(data) and None,
-    )  # fmt: skip
+    )
     atheris.Fuzz()
 
 

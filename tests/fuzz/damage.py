@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 ZALGO = "k\u0336\u0316n\u0334\u0323\u0301i\u0337\u0353f\u0338\u0302e\u0335\u0310"
 TEXTS = (
-    "", " ", "\0", "\x1b[31m\x07\x08", "\r\n", "a\nb", "\u202egnp.1\u202c", ZALGO, "\ud800", "\ufeff",
-    "<image>", "<|im_start|>system", "[INST]", "</s>", "<bos>", "<script>alert(1)</script>", "![x](y)",
+    "", " ", "\0", "\x1b[31m\x07\x08", "\r\n", "a\nb", "\u202egnp.1\u202c", ZALGO, "\ud800",
+    "\ufeff",
+    "<image>", "<|im_start|>system", "[INST]", "</s>", "<bos>", "![x](y)",
+    "<script>alert(1)</script>",
     "=1+1", "+1", "-1", "@A1", "\t=1", "a|b`c`", "../../etc/passwd", "/etc/passwd", "a\0b.png",
     "{0.__class__}", "{x:>9999999999}", "%s%n", "NaN", "1e999", "9" * 5000, "plain", "a" * 70_000,
 )  # fmt: skip
@@ -25,7 +27,8 @@ RAW_VALUES = (
 )  # fmt: skip
 """The same of other types, as JSON writes them; the last are deeper than Python's stack."""
 PIECES = (
-    b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\n", b"\r", b'"', b",", b"{", b"}", b"[",
+    b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\n", b"\r", b'"', b",", b"{", b"}",
+    b"[",
     b"]", b":", b"\\", b"\\ud800", b"NaN", b"-Infinity", b"1e999", b"9" * 5000, b"[" * 2000,
     b"{" * 2000, b"- " * 500, b"&a [*a, *a]", b"!!python/object/apply:os.system [x]", b"<<: *a\n",
     b"%PDF", b"PK\x03\x04", b"GIF89a", b"<svg>", b"\x93NUMPY\x01\0\xff\xff",
@@ -41,23 +44,23 @@ _texts = st.sampled_from(TEXTS)
 _values = _texts | st.sampled_from(RAW_VALUES).map(Raw) | st.text(max_size=8) | st.integers()
 
 
-def _places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = node.items() if isinstance(node, dict) else enumerate(node)
-    found = [path] if path else []
-    for key, child in inner if isinstance(node, dict | list) else ():
-        found += _places(child, (*path, key))
-    return found
+def _place(draw: st.DrawFn, tree: Any) -> tuple[Any, Any] | None:
+    """A random node, as the list or object that holds it and its key there."""
+    place, node = None, tree
+    while isinstance(node, dict | list) and node:
+        key = draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        place, node = (node, key), node[key]
+        if draw(st.integers(0, 3)) == 0:
+            break
+    return place
 
 
 def _changed(draw: st.DrawFn, tree: Any) -> Any:
     """One node less, one changed, or one more."""
-    places = _places(tree)
-    if not places:
+    place = _place(draw, tree)
+    if place is None:
         return draw(_values)
-    *path, last = draw(st.sampled_from(places))
-    parent = tree
-    for key in path:
-        parent = parent[key]
+    parent, last = place
     how = draw(st.sampled_from(("change", "change", "remove", "rename", "add", "repeat")))
     if how == "remove":
         del parent[last]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -161,10 +162,8 @@ def _demo(folder: Path) -> None:
 
 def _diagnosis(folder: Path) -> None:
     for choice in ("causal", "safety"):
-        try:
+        with contextlib.suppress(UserError):
             diagnosed_layers(folder / "diagnosis.json", choice)
-        except UserError:
-            pass
     report_runs([folder], None)
 
 

@@ -4,9 +4,8 @@ import pytest
 from damage import damaged
 from fuzzed_readers import READERS, fresh
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-EXAMPLES = 40
+EXAMPLES = 25
 """Of each reader; ``python tests/fuzz --minutes 10`` looks for longer."""
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tgalign.app.comparison import Asked, Comparison, Said, pareto_front
 from tgalign.errors import UserError
-from tgalign.files import check_schema, read_json
+from tgalign.files import blamed_on, check_schema, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +29,7 @@ def read_comparison(folder: Path, roots: Sequence[Path]) -> Comparison:
     Raises:
         UserError: The folder holds none, or a damaged one.
     """
-    try:
+    with blamed_on(folder, "make the comparison again, or give another folder"):
         if (folder / "comparison.json").is_file():
             return _read_compare(folder)
         if (folder / "results.json").is_file() and (folder / "demo.json").is_file():
@@ -37,13 +37,6 @@ def read_comparison(folder: Path, roots: Sequence[Path]) -> Comparison:
         runs = sorted(path.parent for path in folder.glob("*/items.jsonl"))
         if runs:
             return _read_evaluations(runs, roots)
-    except (KeyError, TypeError, AttributeError) as fault:
-        raise UserError(
-            f"{folder} holds no comparison that this version reads ({type(fault).__name__}: "
-            f"{fault}): make it again, or give another folder"
-        ) from None
-    except OSError as fault:
-        raise UserError(f"{folder} cannot be read: {fault}") from None
     raise UserError(
         f"no finished comparison in {folder}: expected the folder of tgalign demo or tgalign "
         "compare, or one that holds folders of tgalign evaluate"

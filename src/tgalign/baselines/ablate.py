@@ -13,6 +13,7 @@ from tgalign.demo_results import show_rate
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
 from tgalign.files import write_json, write_text
+from tgalign.report.tables import markdown_table
 from tgalign.report.verdict import points
 from tgalign.workers import Job, available_cores, workers
 
@@ -204,7 +205,7 @@ def markdown(content: dict[str, Any]) -> str:
     similarity = SIMILARITY if content["against"] else {}
     header = ["", *similarity.values(), *COLUMNS.values(), "DSR by seed"]
     header += ["DSR of the scene left out", "with it"] if scenes else []
-    lines = [header, ["---"] * len(header)]
+    lines = []
     whole = content["variants"][0]["scenes"]
     for row in content["variants"]:
         cosines = [row["similarity"][key] for key in similarity]
@@ -216,11 +217,11 @@ def markdown(content: dict[str, Any]) -> str:
             pair = (row["scenes"][scene], whole[scene]) if scene else ()
             cells += [show_rate(rate, with_n=False) for rate in pair] or ["", ""]
         lines.append([row["label"], *cells])
-    shown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    shown = markdown_table(header, lines)
     warning = "SMOKE RUN, figures mean nothing. " if content["smoke"] else ""
     counts = content["variants"][0]
     n = ", ".join(f"{heading} {counts[key]['n']}" for key, heading in COLUMNS.items())
-    text = f"{warning}{content['question']}\n\n{shown}\n\n"
+    text = f"{warning}{content['question']}\n\n{shown}\n"
     arms = ", ".join(dict.fromkeys(row["arm"] for row in content["variants"]))
     text += (
         f"Rate [95 % Wilson interval], arm {arms}, development things, "

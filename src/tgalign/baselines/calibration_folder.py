@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tgalign.baselines.calibration import lab_calibration
 from tgalign.baselines.defence import Calibration
+from tgalign.data.pictures import read_picture
 from tgalign.data.records import Problem, read_records, require_all_good
 from tgalign.errors import UserError
 from tgalign.synthetic import read_texts
@@ -53,13 +54,10 @@ def read_calibration(folder: Path, **settings: Any) -> Calibration:
         UserError: A file is missing, empty or of another form, or naming the rows that lack a
             picture or a caption.
     """
-    from PIL import Image
-
     if not folder.is_dir():
         raise UserError(
             f"no calibration at {folder}: expected a folder with {HARMLESS} and {TOXIC}"
         )
-
     records, problems = read_records(folder / HARMLESS, folder)
     problems += [
         Problem(HARMLESS, it.row, "calibration needs an image and a caption in every row")
@@ -70,8 +68,7 @@ def read_calibration(folder: Path, **settings: Any) -> Calibration:
     pictures = []
     for record in records:
         assert record.image is not None
-        with Image.open(record.image) as picture:
-            pictures.append(picture.convert("RGB"))
+        pictures.append(read_picture(record.image))
     descriptors = folder / DESCRIPTORS
     return Calibration(
         pictures=pictures,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from tgalign.baselines.significance import holm, mcnemar, pareto
 from tgalign.demo_results import show_rate, versions
 from tgalign.evaluate.statistics import wilson
 from tgalign.files import write_json, write_text
+from tgalign.report.tables import csv_table, markdown_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -187,12 +186,11 @@ def table(comparison: Mapping[str, Any]) -> list[list[str]]:
 def markdown(comparison: Mapping[str, Any]) -> str:
     """Title, table and how to read it, in Markdown."""
     header, *rows = table(comparison)
-    lines = [header, ["---"] * len(header), *rows]
-    shown = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    shown = markdown_table(header, rows)
     counts = comparison["methods"]["ce"]
     n = ", ".join(f"{heading} {counts[rate]['n']}" for rate, heading in COLUMNS.items())
     return (
-        f"{title(comparison)}: rate [95 % Wilson interval]\n\n{shown}\n\n"
+        f"{title(comparison)}: rate [95 % Wilson interval]\n\n{shown}\n"
         f"`*` differs from ce on the same items (McNemar, exact; Holm over the methods; "
         f"p < {LEVEL}). ★ on the Pareto front of DSR, over-refusal and objects named. n: {n}.\n"
     )
@@ -200,21 +198,19 @@ def markdown(comparison: Mapping[str, Any]) -> str:
 
 def csv_text(comparison: Mapping[str, Any]) -> str:
     """A row for every method, with the numbers of the JSON."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     ends = ("rate", "low", "high", "n")
     needs = ("added_latency", "training_seconds", *NEEDS)
     tests = [f"{rate}_p_holm" for rate in COLUMNS]
-    writer.writerow(
+    rows: list[list[Any]] = [
         ["method", *(f"{rate}_{end}" for rate in COLUMNS for end in ends), *needs, *tests, "pareto"]
-    )
+    ]
     for name, found in comparison["methods"].items():
         against = found.get("against_ce", {})
         row = [name, *(found[rate][end] for rate in COLUMNS for end in ends)]
         row += [found[need] for need in needs]
         row += [against.get(rate, {}).get("p_holm") for rate in COLUMNS]
-        writer.writerow([*row, name in comparison["pareto"]])
-    return text.getvalue()
+        rows.append([*row, name in comparison["pareto"]])
+    return csv_table(rows)
 
 
 def write_comparison(comparison: dict[str, Any], out: Path, console: Console) -> None:

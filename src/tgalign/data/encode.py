@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tgalign.data.records import IMAGE_TOKEN, Problem, Record
-from tgalign.data.rendering import ChatTemplate
+from tgalign.data.rendering import ChatTemplate, as_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,11 +119,11 @@ class Encoder:
     def _conversation(self, record: Record) -> tuple[list[int], list[int]]:
         turns: list[dict[str, Any]] = []
         for number, (role, content) in enumerate(record.messages):
-            items = [{"type": "text", "text": content}]
+            items = [{"type": "text", "text": as_words(self.tokenizer, content)}]
             if number == 0 and record.image is not None:
                 items.insert(0, {"type": "image"})
                 if record.retrieved and self._draw(record.row) < self.retrieved_in_prompt:
-                    text = RETRIEVED_PROMPT.format(text=record.retrieved)
+                    text = RETRIEVED_PROMPT.format(text=as_words(self.tokenizer, record.retrieved))
                     items.insert(0, {"type": "text", "text": text})
             turns.append({"role": role, "content": items})
         text, learnt = self._template.render_learnt(turns)
@@ -149,6 +149,7 @@ class Encoder:
         """A text where the image would stand; nothing after it can change its states (causal)."""
         if text is None:
             return None
+        text = as_words(self.tokenizer, text)
         # Where two texts begin to differ, not where the template may write the same words itself.
         rendered = self._template.render(
             [{"role": "user", "content": [{"type": "text", "text": text}]}]

@@ -13,6 +13,11 @@ MAX_PIXELS = 64_000_000
 """A larger picture is refused unread, as a decompression bomb."""
 
 
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+"""What pictures may be, whatever their name ends in. Of the others that PIL knows, some start
+programs (EPS: Ghostscript) and most are decoded by code that nobody looks after."""
+
+
 def inside(root: Path, name: Any) -> Path:
     """The absolute path of a picture, links followed.
 
@@ -49,14 +54,18 @@ def read_picture(picture: Path | bytes) -> Image:
     try:
         if isinstance(picture, Path) and not picture.is_file():
             raise FileNotFoundError
-        with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+        with Image.open(
+            BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS
+        ) as opened:
             width, height = opened.size
             if width * height <= MAX_PIXELS:
                 return opened.convert("RGB")
     except FileNotFoundError:
         raise ValueError(f"image {name} does not exist") from None
     except UnidentifiedImageError:
-        raise ValueError(f"image {name} is no picture that PIL can read") from None
+        raise ValueError(
+            f"image {name} is no picture that PIL can read as one of {', '.join(FORMATS)}"
+        ) from None
     except Exception as fault:  # decoders fail on damaged files in any way
         raise ValueError(f"image {name} cannot be read: {fault}") from None
     raise ValueError(f"image {name} has {width}×{height} pixels, more than {MAX_PIXELS:,}")

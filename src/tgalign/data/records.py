@@ -31,8 +31,8 @@ from typing import Any
 from tgalign.data.pictures import inside, read_picture
 from tgalign.data.shapes import DEFAULT_QUESTION, IMAGE_TOKEN, as_ours
 from tgalign.data.sources import Data, Raw, Source, open_source
-from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE
+from tgalign.errors import UserError, printable
+from tgalign.files import INCOMPLETE, RepeatedKeyError, is_unicode, unique_keys
 
 __all__ = [
     "DEFAULT_QUESTION",
@@ -112,7 +112,7 @@ def read(
                 record = replace(record, image=_unpacked(picture, unpack))
             return record
         except ValueError as fault:
-            return Problem(source.name, raw.number, _printable(str(fault)))
+            return Problem(source.name, raw.number, printable(str(fault)).replace("\n", "\\n"))
 
     # What PIL has to say of a picture that it can read is no concern of the user's.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -192,10 +192,12 @@ def _parse(raw: Raw, root: Path, *, table: bool) -> tuple[Record, bytes | None]:
         raise content
     if isinstance(content, bytes):
         try:
-            content = json.loads(content.decode("utf-8"))
+            content = json.loads(content.decode("utf-8"), object_pairs_hook=unique_keys)
         except UnicodeDecodeError as fault:
             raise ValueError(f"not UTF-8 ({fault})") from None
-        except (json.JSONDecodeError, RecursionError) as fault:
+        except RepeatedKeyError:
+            raise
+        except (ValueError, RecursionError) as fault:
             raise ValueError(f"not valid JSON ({fault})") from None
     row = as_ours(content, table=table)
     image, picture = row.get("image"), None
@@ -230,11 +232,6 @@ def _unpacked(picture: bytes, folder: Path) -> Path:
     return path
 
 
-def _printable(text: str) -> str:
-    """What data says of itself must not break a terminal or an encoding."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
 def _text(value: Any, field: str) -> str | None:
     if value is None:
         return None
@@ -245,10 +242,8 @@ def _text(value: Any, field: str) -> str | None:
             f"{field} contains a literal {IMAGE_TOKEN!r}, which the model would take for an image: "
             "remove it"
         )
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{field} holds what is no character (not UTF-8)") from None
+    if not is_unicode(value):
+        raise ValueError(f"{field} holds what is no character (not UTF-8)")
     return value.strip() or None
 
 

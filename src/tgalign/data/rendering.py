@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import unicodedata
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -11,6 +13,39 @@ if TYPE_CHECKING:
 Turns: TypeAlias = "list[dict[str, Any]]"
 Range: TypeAlias = "tuple[int, int]"
 _SEATS = re.compile("\0(\\d+)\0")
+
+
+def as_words(tokenizer: Any, text: str) -> str:
+    """A text in which nothing is a special token to a tokenizer: ``</s>`` becomes ``< /s>``.
+
+    A chat template and the texts in it are tokenized as one string, so a text that imitates the
+    template's tokens would end its own turn, begin another's, or stand for a picture. What a
+    template writes in ordinary tokens (``[INST]`` of Llama 2) cannot be told from its imitation.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: A text that is not ours: of data, suites and users.
+    """
+    special = _special(tokenizer, len(tokenizer))
+    if special is None:
+        return text
+    if not text.isascii() and special.search(unicodedata.normalize("NFKC", text)):
+        text = unicodedata.normalize("NFKC", text)  # normalizers make < of its wide form
+    while special.search(text):
+        text = special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+    return text
+
+
+@functools.lru_cache(maxsize=16)
+def _special(tokenizer: Any, size: int) -> re.Pattern[str] | None:
+    """What a tokenizer matches before it looks at words; ``size`` tells when that has grown."""
+    added = tokenizer.added_tokens_decoder.values()
+    # Added tokens that are not special may be ordinary words, or blanks in a row.
+    marks = {it.content.strip() for it in added if it.special or it.content.startswith(("<", "["))}
+    marks = {it for it in marks if len(it) > 1}
+    ordered = sorted(marks, key=lambda it: (-len(it), it))
+    # Some normalizers write in lower case what is then compared.
+    return re.compile("|".join(map(re.escape, ordered)), re.IGNORECASE) if ordered else None
 
 
 class ChatTemplate:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tgalign.data.shapes import PICTURE_COLUMNS
 from tgalign.errors import UserError
+from tgalign.files import RepeatedKeyError, unique_keys
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -28,6 +29,7 @@ Data: TypeAlias = "Path | Dataset | IterableDataset"
 MAX_ROW = 64 * 2**20
 """Characters: no row of a JSON array may be longer."""
 _PIECE = 2**20
+_PLAIN, _STRICT = json.JSONDecoder(), json.JSONDecoder(object_pairs_hook=unique_keys)
 _FIRST, _NEXT = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*")
 _AFTER = re.compile(r"\s*[,\]]")
 _EMPTY, _END = re.compile(r"\s*\[\s*\]\s*\Z"), re.compile(r"\s*\]\s*\Z")
@@ -155,7 +157,6 @@ def _lines(path: Path) -> Iterator[Raw]:
 
 def _array(path: Path) -> Iterator[Raw]:
     """The elements of a JSON array, read piece by piece: only the piece at hand is held."""
-    decoder = json.JSONDecoder()
     # Bytes that are no UTF-8 become halves of characters, which no text of a row may hold.
     decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
     number, text, at, ended = 1, "", 0, False
@@ -165,7 +166,7 @@ def _array(path: Path) -> Iterator[Raw]:
                 start = (_FIRST if number == 1 else _NEXT).match(text, at)
                 if start is None:
                     raise ValueError(f"expected another element, got {text[at : at + 20]!r}")
-                content, end = decoder.raw_decode(text, start.end())
+                content, end = _decoded(text, start.end())
                 if not ended and not _AFTER.match(text, end):
                     raise ValueError("the rest of a number may be in the next piece")
             except (ValueError, RecursionError) as fault:
@@ -180,6 +181,14 @@ def _array(path: Path) -> Iterator[Raw]:
                 return
             yield Raw(number, content, file.tell())
             number, at = number + 1, end
+
+
+def _decoded(text: str, at: int) -> tuple[Any, int]:
+    """An element of an array, or why it is none, and where it ends."""
+    try:
+        return _STRICT.raw_decode(text, at)
+    except RepeatedKeyError as fault:
+        return fault, _PLAIN.raw_decode(text, at)[1]
 
 
 def _csv(path: Path) -> Iterator[Raw]:

@@ -83,12 +83,7 @@ class Probe:
 
     def load(self) -> Image:
         """The picture in RGB."""
-        from PIL import Image as PILImage
-
-        if not isinstance(self.picture, Path):
-            return self.picture
-        with PILImage.open(self.picture) as picture:
-            return picture.convert("RGB")
+        return read_picture(self.picture) if isinstance(self.picture, Path) else self.picture
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tgalign.data.rendering import as_words
 from tgalign.errors import UserError
 
 Side = Literal["left", "right"]
@@ -54,8 +55,10 @@ def picture_prompts(
         side: Where shorter rows are padded: left to generate, right for a plain forward.
 
     Raises:
-        UserError: The processor leaves a picture without any image token.
+        UserError: The processor leaves a picture without any image token, or the question holds a
+            special token.
     """
+    _require_words(processor, question)
     text = _render(processor, question, picture=True)
     batch = processor(
         text=[text] * len(pictures),
@@ -87,7 +90,7 @@ def caption_prompts(
 
     Raises:
         UserError: The tokenizer does not tell where its tokens lie, the chat template changes a
-            caption, or a caption holds the image token or no token.
+            caption, or a text holds a special token or no token.
     """
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
@@ -95,6 +98,8 @@ def caption_prompts(
             f"{type(tokenizer).__name__} does not tell where its tokens lie in a text: a fast "
             "tokenizer (tokenizer.json) is needed"
         )
+    for words in (question, *captions):
+        _require_words(processor, words)
     start = _render(processor, f"\0\n{question}", picture=False).find("\0")
     texts = []
     for caption in captions:
@@ -119,8 +124,6 @@ def caption_prompts(
     for row, caption in enumerate(captions):
         if not span_BT[row].any():
             raise UserError(f"the caption {caption[:40]!r} has no token")
-        if (batch["input_ids"][row] == model.config.image_token_id).any():
-            raise UserError(f"the caption {caption[:40]!r} holds the image token: remove it")
     return _prompts(model, batch, span_BT, offsets_BT2)
 
 
@@ -139,6 +142,14 @@ def _prompts(
     mask_BT = batch["attention_mask"]
     last_B = (mask_BT * torch.arange(mask_BT.shape[1])).argmax(dim=1)
     return Prompts(inputs, span_BT.to(model.device), last_B.to(model.device), offsets_BT2)
+
+
+def _require_words(processor: Any, text: str) -> None:
+    """Refuse a text that the tokenizer would read as more than words."""
+    if as_words(processor.tokenizer, text) != text:
+        raise UserError(
+            f"{text[:40]!r} holds a special token of the model, such as the image token: remove it"
+        )
 
 
 def _render(processor: Any, text: str, *, picture: bool) -> str:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.progress import track
 
+from tgalign.data.rendering import as_words
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -180,15 +182,19 @@ def _free(model: Any) -> None:
 
 def render(processor: Any, prompt: Prompt) -> str:
     """The prompt's text through the checkpoint's own chat template, up to the answer."""
-    items: list[dict[str, str]] = [{"type": "text", "text": prompt.text}]
+
+    def words(text: str) -> dict[str, str]:
+        return {"type": "text", "text": as_words(processor.tokenizer, text)}
+
+    items = [words(prompt.text)]
     if prompt.picture is not None:
         items.insert(0, {"type": "image"})
     if prompt.caption is not None:
-        items.insert(0, {"type": "text", "text": prompt.caption})
+        items.insert(0, words(prompt.caption))
     talk: list[dict[str, Any]] = []
     for asked, answered in prompt.turns:
-        talk.append({"role": "user", "content": [{"type": "text", "text": asked}]})
-        talk.append({"role": "assistant", "content": [{"type": "text", "text": answered}]})
+        talk.append({"role": "user", "content": [words(asked)]})
+        talk.append({"role": "assistant", "content": [words(answered)]})
     talk.append({"role": "user", "content": items})
     return str(processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, Queue
@@ -19,6 +18,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
+from tgalign.data.pictures import read_picture
 from tgalign.errors import UserError
 from tgalign.evaluate.conversation import Turn, to_prompt
 from tgalign.evaluate.generate import Prompt, Said
@@ -139,10 +139,10 @@ def turns_of(messages: list[ChatMessage]) -> list[Turn]:
 
 
 def _decode(url: str) -> Image:
-    from PIL import Image as PILImage
-
     head, comma, encoded = url.partition(",")
     if not (comma and head.startswith("data:image/") and head.endswith(";base64")):
         raise UserError(f"expected a picture as a data URL, got {url[:40]!r}")
-    with PILImage.open(io.BytesIO(base64.b64decode(encoded))) as picture:
-        return picture.convert("RGB")
+    try:
+        return read_picture(base64.b64decode(encoded))
+    except ValueError as fault:  # binascii.Error among them
+        raise UserError(f"a data URL that holds no picture: {fault}") from None

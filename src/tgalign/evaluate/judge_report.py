@@ -56,13 +56,16 @@ def read_labelled(path: Path) -> Labelled:
         return Labelled(path.stem, responses, labels)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            table = list(csv.DictReader(file))
+            table = list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as fault:
         raise UserError(f"{path} cannot be read: {fault}") from None
     if not table or not {"prompt", "completion"} <= table[0].keys():
         raise UserError(
             f"{path}: expected a CSV with the columns prompt and completion, and labels"
         )
+    for number, row in enumerate(table, start=2):
+        if None in row or None in row.values():
+            raise UserError(f"{path}, row {number}: not as many cells as the header has")
     responses = [(row["prompt"], row["completion"]) for row in table]
     labels = {"rules": [judge(said, asked).label for asked, said in responses]}
     for column, rater in _RATERS.items():

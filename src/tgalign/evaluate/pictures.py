@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tgalign.data.pictures import MAX_PIXELS
+from tgalign.data.pictures import FORMATS, MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
@@ -38,7 +38,7 @@ def open_picture(source: Path | Image) -> Image:
     if isinstance(source, Image.Image):
         return source.convert("RGB")
     try:
-        with Image.open(source) as picture:
+        with Image.open(source, formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise PictureError(

@@ -12,6 +12,7 @@ from tgalign.evaluate.command import show_difference
 from tgalign.evaluate.results import rates, read_results, safety_gap
 from tgalign.evaluate.run import ITEMS, read_items
 from tgalign.files import write_json, write_text
+from tgalign.report.tables import markdown_table
 
 ROWS = {"dsr": "DSR", "over_refusal": "over-refusal", "utility": "utility"}
 
@@ -89,13 +90,13 @@ def markdown(pooled: dict[str, Any]) -> str:
             for condition in its["conditions"]
         )
     )
-    lines = [["suite", "condition", "rate", *pooled], ["---"] * (3 + len(pooled))]
+    lines = []
     for suite, condition in places:
         for name, title in ROWS.items():
             cells = [_cell(found, suite, condition, name) for found in pooled.values()]
             if any(cell != "n/a" for cell in cells):
                 lines.append([suite, condition, title, *cells])
-    gaps = [["suite", "scene", "safety gap", *pooled], ["---"] * (3 + len(pooled))]
+    gaps = []
     for suite in dict.fromkeys(suite for suite, _ in places):
         tables = [
             found["suites"].get(suite, {}).get("safety_gap") or {} for found in pooled.values()
@@ -109,9 +110,9 @@ def markdown(pooled: dict[str, Any]) -> str:
     seeds = "; ".join(
         f"{label}: seeds {', '.join(map(str, found['seeds']))}" for label, found in pooled.items()
     )
-    text = _table(lines)
-    if len(gaps) > 2:
-        text += "\n" + _table(gaps)
+    text = markdown_table(["suite", "condition", "rate", *pooled], lines)
+    if gaps:
+        text += "\n" + markdown_table(["suite", "scene", "safety gap", *pooled], gaps)
     return f"{text}\nRate [95 % interval] n over {seeds}; in brackets () the seeds one by one.\n"
 
 
@@ -122,10 +123,6 @@ def _cell(found: dict[str, Any], suite: str, condition: str, name: str) -> str:
     each = [seed[name] for seed in measured["by_seed"] if seed[name] is not None]
     seeds = ", ".join(f"{value:.2f}" for value in each)
     return f"{show_rate(measured[name])} ({seeds})" if len(each) > 1 else show_rate(measured[name])
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def write_pool(columns: dict[str, list[Path]], out: Path | None) -> str:

@@ -148,9 +148,12 @@ def read_results(path: Path) -> dict[str, Any]:
     path = path / RESULTS if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"no results at {path}: expected what tgalign evaluate wrote to its --out")
-    found = read_json(path)
+    found: dict[str, Any] = read_json(path)
     check_schema(found, path, SCHEMA_VERSION, "the results of an evaluation")
-    return dict(found)
+    seeds, suites = found.get("seeds"), found.get("suites")
+    if not (isinstance(seeds, list) and seeds and isinstance(suites, dict)):
+        raise UserError(f"{path} is damaged (no seeds or suites): evaluate again")
+    return found
 
 
 def _share(rows: Sequence[Row], label: str) -> dict[str, Any]:

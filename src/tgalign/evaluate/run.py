@@ -7,8 +7,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tgalign.errors import UserError
@@ -24,6 +25,36 @@ SCHEMA_VERSION = 1
 """Of run.json and items.jsonl."""
 CHUNK = 8
 """Batches whose pictures are open at a time."""
+
+
+class _Row(BaseModel, strict=True):
+    """What readers of an ``items.jsonl`` rely on (see ``_row``); other keys may stand beside it."""
+
+    id: str = Field(pattern=r"^[^/]+/[^/]+/")
+    suite: str
+    condition: str
+    scene: str | None
+    kind: Literal["toxic", "benign"]
+    prompt: str
+    picture: str | None
+    picture_sha256: str | None
+    answer: str | None
+    verdict: Literal["refused", "answered", "undetermined"] | None
+    rule: str | None = None
+    error: str | None = None
+    cut: bool | None = None
+    hits: int = Field(0, ge=0)
+    targets: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _Row:
+        if (self.verdict is None) != (self.answer is None):
+            raise ValueError("an answer has a verdict, and none has none")
+        if self.verdict is not None and (self.rule is None or self.cut is None):
+            raise ValueError("a verdict has a rule, and tells whether the answer was cut")
+        if self.hits > self.targets:
+            raise ValueError("more hits than targets")
+        return self
 
 
 class Host(Protocol):
@@ -112,11 +143,17 @@ def read_items(path: Path, *, partial: bool = False) -> dict[str, dict[str, Any]
             continue
         try:
             row = json.loads(line)
-            rows[row["id"]] = row
-        except (ValueError, KeyError, TypeError) as fault:
+            _Row.model_validate(row)
+        except (ValueError, RecursionError) as fault:
             if partial and number == len(lines):
                 break
-            raise UserError(f"{path}:{number} is damaged ({fault}): remove the file") from None
+            said = (
+                "; ".join(f"{'.'.join(map(str, it['loc']))}: {it['msg']}" for it in fault.errors())
+                if isinstance(fault, ValidationError)
+                else fault
+            )
+            raise UserError(f"{path}:{number} is damaged ({said}): remove the file") from None
+        rows[row["id"]] = row
     return rows
 
 

@@ -20,10 +20,11 @@ from tgalign.config import TrainConfig, parse_config
 from tgalign.demo_results import show_rate, versions
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
-from tgalign.files import digest, read_json, sha256, write_json, write_text
+from tgalign.files import blamed_on, digest, read_json, read_jsonl, sha256, write_json, write_text
 from tgalign.lab.alignment_data import DataSize, build_alignment_data, toxic_share_of
 from tgalign.lab.arms import ARMS, arm_config
 from tgalign.lab.assets import ASSETS, LLM, check_assets
+from tgalign.report.tables import markdown_table
 
 if TYPE_CHECKING:
     from tgalign.retrieval.quality import Quality
@@ -107,32 +108,37 @@ def run_experiment(
     return found
 
 
+def _experiments(path: Path) -> list[Any]:
+    if not path.is_file():
+        raise UserError(f"no experiments at {path}: expected the results.jsonl of lab experiment")
+    return [row for _, row in read_jsonl(path, "a result of lab experiment")]
+
+
 def table(path: Path) -> str:
     """The experiments of a results.jsonl as a table in Markdown, in the order of the file.
 
     Raises:
         UserError: The file is missing or holds something else.
     """
-    if not path.is_file():
-        raise UserError(f"no experiments at {path}: expected the results.jsonl of lab experiment")
+    experiments = _experiments(path)
+    with blamed_on(path, "give the results.jsonl of lab experiment"):
+        return _table(experiments)
+
+
+def _table(experiments: Sequence[Any]) -> str:
     shown = {"dsr": "DSR", "over_refusal": "over-refusal", "named": "objects named"}
     shown |= {"text_dsr": "text DSR"}
-    lines = [["arm", "condition", "changed", *shown.values()]]
-    lines.append(["---"] * len(lines[0]))
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            found = json.loads(line)
-            condition = found["condition"]
-            if condition != "absent":
-                condition += f" {100 * found['toxic_share']:g} %"
-            changes = ", ".join(found["changes"])
-            if found["seed"]:
-                changes = f"seed {found['seed']} {changes}".strip()
-            rates = [show_rate(found["rates"][name], with_n=False) for name in shown]
-            lines.append([found["arm"], condition, changes, *rates])
-    except (ValueError, KeyError, TypeError) as fault:
-        raise UserError(f"{path} holds no results of lab experiment: {fault!r}") from None
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    lines = []
+    for found in experiments:
+        condition = found["condition"]
+        if condition != "absent":
+            condition += f" {100 * found['toxic_share']:g} %"
+        changes = ", ".join(found["changes"])
+        if found["seed"]:
+            changes = f"seed {found['seed']} {changes}".strip()
+        rates = [show_rate(found["rates"][name], with_n=False) for name in shown]
+        lines.append([found["arm"], condition, changes, *rates])
+    return markdown_table(["arm", "condition", "changed", *shown.values()], lines)
 
 
 def conflict_table(path: Path) -> str:
@@ -140,10 +146,18 @@ def conflict_table(path: Path) -> str:
 
     Of every stage the first step and the last one logged are shown; states that cross-entropy does
     not read at an image's tokens (the last) and states that are not aligned are left out.
+
+    Raises:
+        UserError: The file is missing or holds something else.
     """
+    experiments = _experiments(path)
+    with blamed_on(path, "give the results.jsonl of lab experiment"):
+        return _conflict_table(experiments)
+
+
+def _conflict_table(experiments: Sequence[Any]) -> str:
     shown: list[tuple[list[str], dict[int, float], float]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        found = json.loads(line)
+    for found in experiments:
         rows = found.get("conflict", [])
         last = {row["stage"]: row["step"] for row in rows}
         for row in rows:
@@ -158,12 +172,11 @@ def conflict_table(path: Path) -> str:
     states = sorted({layer for _, cosines, _ in shown for layer in cosines})
     header = ["arm", "condition", "stage", "step", "pictures"]
     header += [*(f"state {layer}" for layer in states), "norms CE / guide, first state"]
-    lines = [header]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for where, cosines, ratio in shown:
         cells = [f"{cosines[layer]:+.2f}" if layer in cosines else "" for layer in states]
         lines.append([*where, *cells, f"{ratio:.2f}"])
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return markdown_table(header, lines)
 
 
 def _measured(

@@ -10,6 +10,7 @@ from typing import Any
 from tgalign.demo_results import SCHEMA_VERSION, show_rate
 from tgalign.errors import UserError
 from tgalign.files import check_schema, read_json, write_json, write_text
+from tgalign.report.tables import markdown_table
 from tgalign.report.verdict import label
 
 COLUMNS = {
@@ -69,19 +70,19 @@ def title(results: dict[str, Any]) -> str:
 def markdown(found: Sequence[dict[str, Any]]) -> str:
     """A row per condition and arm: rate [95 % Wilson interval], its n in the last line."""
     header = ["condition", "arm", *COLUMNS.values()]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for results in found:
         for arm, measured in results["arms"].items():
             cells = [show_rate(measured[key], with_n=False) for key in COLUMNS]
             lines.append([title(results), arm, *cells])
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = markdown_table(header, lines)
     smoke = "SMOKE RUN, figures mean nothing. " if any(it["smoke"] for it in found) else ""
     seeds = "; ".join(f"{title(it)}: {', '.join(map(str, it['seeds']))}" for it in found)
     counts = "; ".join(
         f"{title(it)}: " + ", ".join(f"{it['arms']['ce'][key]['n']}" for key in COLUMNS)
         for it in found
     )
-    return f"{table}\n\n{smoke}Seeds pooled: {seeds}. n of the columns: {counts}.\n"
+    return f"{table}\n{smoke}Seeds pooled: {seeds}. n of the columns: {counts}.\n"
 
 
 def draw(found: Sequence[dict[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from tgalign.errors import UserError
 from tgalign.files import check_schema, read_json, write_text
 from tgalign.report import diagnosis_verdict, page, svg
 from tgalign.report.diagnosis_plots import draw_plots
+from tgalign.report.tables import markdown_table
 from tgalign.report.verdict import rate_text, share
 
 FILE = "diagnosis.json"
@@ -157,9 +158,7 @@ def table_rows(diagnoses: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, li
 def markdown(diagnoses: Mapping[str, Mapping[str, Any]]) -> str:
     """The same in Markdown."""
     header = ["", *diagnoses]
-    lines = [header, ["---"] * len(header)]
-    lines += [[title, *cells] for title, cells in table_rows(diagnoses)]
-    text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    text = markdown_table(header, [[title, *cells] for title, cells in table_rows(diagnoses)])
     pairs = ", ".join(f"{name} {it['pairs']}" for name, it in diagnoses.items())
     return f"{text}\nPairs of probes: {pairs}. Wilson and bootstrap intervals at 95 %.\n"
 

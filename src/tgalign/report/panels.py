@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tgalign.report import svg
+from tgalign.report.tables import csv_table
 from tgalign.report.verdict import label, number, share
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def _dots_csv(rows: Mapping[str, Mapping[str, Any]]) -> str:
         for arm, rate in row.items():
             if share(rate) is not None:
                 table.append([row_name, arm, *(rate.get(k) for k in ("rate", "low", "high", "n"))])
-    return _csv(table)
+    return csv_table(table)
 
 
 def _lines_csv(x_label: str, lines: Sequence[Series]) -> str:
@@ -116,13 +115,7 @@ def _lines_csv(x_label: str, lines: Sequence[Series]) -> str:
         for at, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
             ends = [line.low[at], line.high[at]] if line.low else ["", ""]
             table.append([line.name, x, y, *ends])
-    return _csv(table)
-
-
-def _csv(table: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table)
-    return text.getvalue()
+    return csv_table(table)
 
 
 def _percent_ticks(axes: Axes, which: str) -> None:
@@ -216,4 +209,4 @@ def draw_heads(name: str, title: str, rows: Sequence[Sequence[float]], first: in
         drawing = svg.to_svg(figure, name, said)
     table: list[list[Any]] = [["layer", "head", "value"]]
     table += [[first + y, x, value] for y, row in enumerate(rows) for x, value in enumerate(row)]
-    return Panel(title, drawing, _csv(table))
+    return Panel(title, drawing, csv_table(table))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
+from tgalign.files import is_unicode
 
 MAX_CHARACTERS = 10_000
 """A longer text is skipped: it is a document and no caption, and encoders read its first words."""
@@ -114,7 +115,7 @@ def _parse(line: bytes, *, jsonl: bool) -> str:
     if jsonl and text.strip():
         try:
             row = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             raise ValueError("not JSON") from None
         found = row.get("text", row.get("caption")) if isinstance(row, dict) else None
         if not isinstance(found, str):
@@ -123,10 +124,8 @@ def _parse(line: bytes, *, jsonl: bool) -> str:
     text = " ".join(text.split())
     if not text:
         raise ValueError("empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds half a character (a lone surrogate)") from None
+    if not is_unicode(text):
+        raise ValueError("holds half a character (a lone surrogate)")
     if IMAGE_TOKEN in text:
         raise ValueError(f"holds {IMAGE_TOKEN}, which a model would take for an image")
     if len(text) > MAX_CHARACTERS:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tgalign.data.rendering import as_words
+
 # Shape legend: Q queries, N corpus texts, D channels of the shared space.
 
 NEAR_DUPLICATE = 0.95
@@ -75,7 +77,7 @@ def encode_texts(
     options = {"padding": padding, "truncation": True, "max_length": limit, "return_tensors": "pt"}
     parts = []
     for start in range(0, len(texts), batch_size):
-        batch = list(texts[start : start + batch_size])
+        batch = [as_words(tokenizer, text) for text in texts[start : start + batch_size]]
         if adds or padding == "max_length":
             inputs = {**tokenizer(batch, **options)}
         else:
@@ -100,7 +102,7 @@ def mean_states(
     parts = []
     for start in range(0, len(texts), batch_size):
         inputs = tokenizer(
-            list(texts[start : start + batch_size]),
+            [as_words(tokenizer, text) for text in texts[start : start + batch_size]],
             padding=True,
             truncation=True,
             max_length=limit,

@@ -135,8 +135,8 @@ def read_vectors(path: Path) -> Tensor:
         UserError: The file is no array of float32 vectors.
     """
     try:
-        vectors_ND = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as fault:
+        vectors_ND = np.lib.format.open_memmap(path, mode="c")
+    except Exception as fault:  # numpy's reader of headers fails in any way
         raise UserError(f"{path} is damaged ({fault}): build the index again") from None
     if vectors_ND.ndim != 2 or vectors_ND.dtype != np.float32:
         raise UserError(

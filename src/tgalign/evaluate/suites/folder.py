@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from tgalign.data.records import DEFAULT_QUESTION
 from tgalign.errors import UserError
 from tgalign.evaluate.items import Item, Suite
 from tgalign.evaluate.pictures import SUFFIXES
+from tgalign.files import is_unicode, read_jsonl
 
 SCENES = {
     "alcohol": ("alcohol", "alcoholic", "drink"),
@@ -91,14 +91,14 @@ def _captions(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            found[str(row["image"])] = str(row["caption"])
-        except (json.JSONDecodeError, KeyError, TypeError) as fault:
-            raise UserError(
-                f'{path}:{number}: expected {{"image": ..., "caption": ...}} ({fault!r})'
-            ) from None
+    expected = '{"image": "...", "caption": "..."}'
+    for number, row in read_jsonl(path, expected):
+        image, caption = (
+            (row.get("image"), row.get("caption")) if isinstance(row, dict) else (None, None)
+        )
+        if not (isinstance(image, str) and isinstance(caption, str)):
+            raise UserError(f"{path}:{number}: expected {expected}, got {row!r:.60}")
+        if not is_unicode(image + caption):
+            raise UserError(f"{path}:{number}: a text holds what is no character (not UTF-8)")
+        found[image] = caption
     return found

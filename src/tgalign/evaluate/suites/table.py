@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
+import string
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from tgalign.data.pictures import inside
 from tgalign.errors import UserError
 from tgalign.evaluate.items import Item, Scoring, Suite
+from tgalign.files import is_unicode, read_jsonl
+from tgalign.yaml_text import parse_yaml
+
+_FIELD = re.compile(r"[^.\[\]]+(\[[^\[\]]+\])*")
+
+
+class _Template(string.Formatter):
+    """``str.format`` without attributes, conversions and widths, which reach beyond the row."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        if not _FIELD.fullmatch(field_name):
+            raise KeyError(field_name)
+        found: tuple[Any, Any] = super().get_field(field_name, args, kwargs)
+        return found
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if format_spec:
+            raise ValueError(f"a column with the format {format_spec!r}")
+        return str(value)
 
 
 class ItemSpec(BaseModel):
@@ -30,6 +52,9 @@ class ItemSpec(BaseModel):
     target: str | None = None
     scoring: Scoring | None = None
     when: dict[str, Any] = {}
+
+
+_TEMPLATE = _Template()
 
 
 class SuiteSpec(BaseModel):
@@ -59,15 +84,19 @@ def read_specs(path: Path) -> dict[str, SuiteSpec]:
         UserError: It is missing or not of the form of ``suites.yaml``.
     """
     try:
-        return _specs(path.read_text(encoding="utf-8"), str(path))
-    except OSError as fault:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as fault:
         raise UserError(f"no suite file at {path}: {fault}") from None
+    return _specs(text, str(path))
 
 
 def _specs(text: str, where: str) -> dict[str, SuiteSpec]:
     try:
-        return {name: SuiteSpec.model_validate(spec) for name, spec in yaml.safe_load(text).items()}
-    except (yaml.YAMLError, ValidationError, AttributeError) as fault:
+        specs = parse_yaml(text)
+        if not isinstance(specs, dict):
+            raise ValueError("expected a mapping of names to suites")
+        return {str(name): SuiteSpec.model_validate(spec) for name, spec in specs.items()}
+    except ValueError as fault:
         raise UserError(f"{where} does not describe suites as suites.yaml does: {fault}") from None
 
 
@@ -109,25 +138,34 @@ def table_suite(name: str, spec: SuiteSpec, data: Path) -> Suite:
 
 
 def _there(item: Item) -> bool:
-    return isinstance(item.picture, Path) and item.picture.is_file()
+    try:
+        return isinstance(item.picture, Path) and item.picture.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _rows(table: Path) -> Iterator[dict[str, Any]]:
     try:
         text = table.read_text(encoding="utf-8-sig")
         if table.suffix == ".csv":
-            found: Any = list(csv.DictReader(text.splitlines(keepends=True)))
+            found: Any = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         elif table.suffix == ".jsonl" or "\n{" in text.strip():
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+            found = [row for _, row in read_jsonl(table, "a row with columns")]
         else:
             found = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as fault:
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError, csv.Error) as fault:
         raise UserError(f"{table} cannot be read: {fault}") from None
     if isinstance(found, dict):
         found = [{"key": key, **row} for key, row in found.items() if isinstance(row, dict)]
+    if not isinstance(found, list):
+        raise UserError(f"{table}: expected rows, got {type(found).__name__}")
     for number, row in enumerate(found, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{table}, row {number}: expected a row with columns, got {row!r:.60}")
+        if table.suffix == ".csv" and (None in row or None in row.values()):
+            raise UserError(f"{table}, row {number}: not as many cells as the header has")
         yield {"file": table.stem, **row} | _derived(row)
 
 
@@ -136,6 +174,8 @@ def _derived(row: Mapping[str, Any]) -> dict[str, str]:
     choices, answer = row.get("choices"), row.get("answer")
     if not isinstance(choices, list) or not isinstance(answer, int):
         return {}
+    if not 0 <= answer < len(choices) <= 26:
+        return {}  # what asks for the letters then misses their column
     letters = [chr(ord("A") + i) for i in range(len(choices))]
     lettered = "\n".join(
         f"({letter}) {choice}" for letter, choice in zip(letters, choices, strict=True)
@@ -155,17 +195,21 @@ def _items(spec: SuiteSpec, row: dict[str, Any], folder: Path, where: str) -> It
             if template is None:
                 return None
             try:
-                return template.format_map(row).strip()
-            except (KeyError, IndexError, TypeError, AttributeError) as fault:
+                text = _TEMPLATE.vformat(template, (), row).strip()
+            except (LookupError, TypeError, ValueError) as fault:
                 raise _wrong_version(where, str(fault).strip("'"), row) from None
+            if not is_unicode(text):
+                raise UserError(f"{where}: a column holds what is no character (not UTF-8)")
+            return text
 
         name, question = fill(form.id), fill(form.question)
         if not name or not question:
             raise UserError(f"{where}: an empty id or question")
         shown, target = fill(form.picture), fill(form.target)
-        picture = (folder / shown).resolve() if shown else None
-        if picture is not None and not picture.is_relative_to(folder):
-            raise UserError(f"{where}: the picture {shown!r} leads outside {folder}")
+        try:
+            picture = inside(folder, shown) if shown else None
+        except ValueError as fault:
+            raise UserError(f"{where}: {fault}") from None
         targets = tuple(part for part in (target or "").split("<AND>") if part.strip())
         yield Item(
             name, form.kind, question, fill(form.scene), picture, fill(form.caption), targets,
