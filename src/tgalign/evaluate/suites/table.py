@@ -29,7 +29,8 @@ class _Template(string.Formatter):
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if not _FIELD.fullmatch(field_name):
             raise KeyError(field_name)
-        return super().get_field(field_name, args, kwargs)
+        found: tuple[Any, Any] = super().get_field(field_name, args, kwargs)
+        return found
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if format_spec:
