@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -42,11 +43,16 @@ def attack(name: str, minutes: float, report: Path, atheris: Any) -> None:
     place = Path(tempfile.mkdtemp())
     reader, folder = fresh(name, place)
     finds: dict[str, dict[str, str]] = {}
-    count, began = 0, time.monotonic()
+    count, began, cpu = 0, time.monotonic(), time.process_time()
 
     def write() -> None:
         minutes_run = (time.monotonic() - began) / 60
-        found = {"executions": count, "minutes": round(minutes_run, 2), "finds": finds}
+        found = {
+            "executions": count,
+            "minutes": round(minutes_run, 2),
+            "cpu_minutes": round((time.process_time() - cpu) / 60, 2),
+            "finds": finds,
+        }
         beside = report.with_suffix(".part")
         beside.write_text(json.dumps(found))
         beside.replace(report)
@@ -107,6 +113,24 @@ def _attacker(name: str, minutes: float, report: Path) -> None:
     attack(name, minutes, report, atheris)
 
 
+def _attacked(name: str, minutes: float, work: Path) -> dict[str, Any]:
+    """What a process of its own found in one reader."""
+    work.mkdir()
+    report = work / "report.json"
+    command = [sys.executable, str(Path(__file__).parent), "--readers", name,
+               "--minutes", str(minutes), "--attack", str(report)]  # fmt: skip
+    ended = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", cwd=work, check=False,
+        env={**os.environ, "TMPDIR": str(work)},
+    )  # fmt: skip
+    found: dict[str, Any] = {"executions": 0, "minutes": 0.0, "cpu_minutes": 0.0, "finds": {}}
+    if report.is_file():
+        found = json.loads(report.read_text())
+    if ended.returncode:
+        found["finds"]["process died"] = {"said": ended.stderr[-2000:], "input": ""}
+    return found
+
+
 def main() -> None:
     """Run the command line."""
     from fuzzed_readers import READERS
@@ -115,6 +139,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="for each reader")
     parser.add_argument("--readers", help="names separated by commas; all of them by default")
     parser.add_argument("--out", type=Path, help="write the JSON there too, after each reader")
+    parser.add_argument("--jobs", type=int, default=1, help="readers side by side")
     parser.add_argument("--attack", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     names = given.readers.split(",") if given.readers else list(READERS)
@@ -128,20 +153,9 @@ def main() -> None:
         "python": platform.python_version(),
         "readers": {},
     }  # fmt: skip
-    with tempfile.TemporaryDirectory() as work:
-        for name in names:
-            report = Path(work) / f"{name}.json"
-            command = [sys.executable, str(Path(__file__).parent), "--readers", name,
-                       "--minutes", str(given.minutes), "--attack", str(report)]  # fmt: skip
-            ended = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", cwd=work, check=False,
-                env={**os.environ, "TMPDIR": work},
-            )  # fmt: skip
-            found = json.loads(report.read_text()) if report.is_file() else {
-                "executions": 0, "minutes": 0.0, "finds": {}
-            }  # fmt: skip
-            if ended.returncode:
-                found["finds"]["process died"] = {"said": ended.stderr[-2000:], "input": ""}
+    with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(given.jobs) as pool:
+        reports = pool.map(lambda name: _attacked(name, given.minutes, Path(work) / name), names)
+        for name, found in zip(names, reports, strict=True):
             result["readers"][name] = found
             print(f"{name}: {found['executions']:,} executions in {found['minutes']} minutes, "
                   f"{len(found['finds'])} find(s)", file=sys.stderr, flush=True)  # fmt: skip

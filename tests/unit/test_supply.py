@@ -1,0 +1,106 @@
+"""Nothing is unpickled, nothing reports home, code of others runs only when trusted."""
+
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tgalign.checkpoint import load_llava
+from tgalign.cli import PRIVATE
+from tgalign.errors import UserError
+from tgalign.retrieval.index import read_vectors
+from tgalign.source_models import load_llm
+
+ROOT = Path(__file__).parents[2]
+CODE = [it for folder in ("src", "benchmarks") for it in sorted((ROOT / folder).rglob("*.py"))]
+UNSAFE = re.compile(
+    r"torch\.load\(|(?<!un)\bpickle\.|import pickle|allow_pickle=True|np\.load\((?!.*allow_pickle=False)"
+    r"|yaml\.(unsafe_|full_)?load\(|joblib|\bmarshal\b|\bshelve\b|\beval\(|\bexec\(|shell=True"
+    r"|weights_only=False"
+)
+
+
+class Marks:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_no_code_of_ours_unpickles_or_evaluates():
+    assert len(CODE) > 100
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in CODE
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if UNSAFE.search(line) and ".eval()" not in line
+    ]
+    assert found == []
+
+
+def test_a_pickle_under_another_name_is_not_run(checkpoint, tmp_path):
+    import shutil
+
+    import numpy as np
+
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    (copy / "model.safetensors").write_bytes(pickle.dumps(Marks(tmp_path / "ran")))
+    with pytest.raises(UserError):
+        load_llava(copy)
+    array = io.BytesIO()
+    np.save(array, np.array([Marks(tmp_path / "ran")], dtype=object), allow_pickle=True)
+    for content in (pickle.dumps(Marks(tmp_path / "ran")), array.getvalue()):
+        (tmp_path / "v.npy").write_bytes(content)
+        with pytest.raises(UserError, match="is damaged"):
+            read_vectors(tmp_path / "v.npy")
+    assert not (tmp_path / "ran").exists()
+    assert pickle.loads(pickle.dumps(Marks(tmp_path / "ran"))) and (tmp_path / "ran").exists()
+
+
+def test_trusted_code_is_named_in_the_log(tmp_path, caplog):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard_of"}))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "own_code.py").write_text("")
+    for trusted in (False, True):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "tgalign"), pytest.raises(UserError):
+            load_llm(tmp_path, "auto", trusted)
+        named = [it for it in caplog.messages if "--trust-remote-code" in it]
+        assert bool(named) == trusted
+        assert not trusted or "own_code.py" in named[0]
+
+
+def test_only_one_option_trusts_code_and_it_is_off():
+    trusting = [it for it in CODE if "trust_remote_code=True" in it.read_text(encoding="utf-8")]
+    assert trusting == []
+
+
+def test_no_library_reports_home():
+    code = "import json, os, sys\nimport tgalign.cli as c\nsys.argv = ['tgalign', '--version']\n"
+    code += "try:\n    c.main()\nexcept SystemExit:\n    pass\n"
+    code += "from huggingface_hub import constants as h\n"
+    code += "print(json.dumps([dict(os.environ), h.HF_HUB_DISABLE_TELEMETRY, h.HF_HUB_OFFLINE]))"
+    bare = {key: value for key, value in os.environ.items() if key not in PRIVATE}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True
+    )
+    environment, quiet, offline = json.loads(said.stdout.splitlines()[-1])
+    assert {key: environment[key] for key in PRIVATE} == PRIVATE
+    assert quiet and offline
+
+
+def test_recipes_and_suites_are_plain_data():
+    for path in [*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("src/**/*.yaml")]:
+        assert "!!" not in path.read_text(encoding="utf-8")
+        assert yaml.safe_load(path.read_text(encoding="utf-8"))
