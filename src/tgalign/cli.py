@@ -13,6 +13,7 @@ from tgalign import __version__
 from tgalign.commands import app as app_command
 from tgalign.commands import caption, check, compare, compose, evaluate, retrieve
 from tgalign.commands import diagnose as diagnose_command
+from tgalign.commands.lab import lab
 from tgalign.errors import UserError, disk_refusal, printable
 from tgalign.termination import STATUS, exit_on_sigterm
 
@@ -24,7 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, experiments.")
 app.add_typer(lab, name="lab")
 check.register(app)
 evaluate.register(app)
@@ -139,18 +139,18 @@ def train(
     """
     from accelerate import PartialState
 
-    from tgalign.config import load_config
+    from tgalign.recipe import load_recipe
 
     if dry_run:
         from tgalign.dry_run import print_plan
 
         _quiet()
-        print_plan(load_config(config), processes)
+        print_plan(load_recipe(config), processes)
         return
     from tgalign.train import train as run
 
     _quiet()
-    path = run(load_config(config), progress_bar=progress)
+    path = run(load_recipe(config), progress_bar=progress)
     if PartialState().is_main_process:
         typer.echo(path)
     PartialState().destroy_process_group()
@@ -179,93 +179,6 @@ def report(
     from tgalign.report.runs import report_runs
 
     typer.echo(report_runs(runs, out))
-
-
-@lab.command(
-    "build",
-    epilog="Examples:\n\n`tgalign lab build --out lab`\n\n`tgalign lab build --check`",
-)
-def lab_build(
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Build here; a killed build goes on after the last finished model."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of a build.")] = 0,
-    check: Annotated[
-        bool,
-        typer.Option(help="Rebuild from the shipped models' seed and compare how both behave."),
-    ] = False,
-    gates: Annotated[
-        bool, typer.Option(help="Only measure the gates of the shipped models (a minute).")
-    ] = False,
-) -> None:
-    """Train the lab's base LLM and vision encoder from a seed (about half an hour on two cores).
-
-    Give one of --out, --check and --gates.
-    """
-    from tgalign.lab.build_command import run_build
-
-    _quiet()
-    sys.exit(run_build(out, seed, check=check, gates_only=gates))
-
-
-@lab.command(
-    "experiment",
-    epilog="Examples:\n\n"
-    "`tgalign lab experiment tga --condition captioned --out runs/experiments`\n\n"
-    "`tgalign lab experiment ce --out runs/experiments --set stage2.llm_lr=2.0e-4`",
-)
-def lab_experiment(
-    arm: Annotated[str, typer.Argument(help="The arm to start from (see lab/arms.py).")],
-    out: Annotated[Path, typer.Option(help="Folder of experiments.")],
-    condition: Annotated[str, typer.Option(help="absent, guided or captioned.")] = "guided",
-    toxic_share: Annotated[
-        float | None, typer.Option(help="Share of toxic pictures; by default as of the demo.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of data, training and suite.")] = 0,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A changed setting, KEY=VALUE: of the recipe (companions=0.5), of a stage "
-            "(stage2.llm_lr=1.0e-4, stage1.objective.weight=1), of both (objective.weight=1) or of "
-            "the data (data.pictures=4000).",
-        ),
-    ] = None,
-    conflict: Annotated[
-        bool, typer.Option(help="Log where cross-entropy and guide pull apart, by layer.")
-    ] = False,
-) -> None:
-    """Train one arm, changed at will, and measure it on the things that tuning may look at.
-
-    What was run and measured is printed and appended to OUT/results.jsonl.
-    """
-    import json
-
-    from tgalign.lab.experiment import run_experiment
-
-    _quiet()
-    found = run_experiment(
-        out.resolve(),
-        arm,
-        condition=condition,
-        toxic_share=toxic_share,
-        seed=seed,
-        changes=changes or [],
-        conflict=conflict,
-    )
-    typer.echo(json.dumps(found))
-
-
-@lab.command("table", epilog="Example:\n\n`tgalign lab table runs/experiments/results.jsonl`")
-def lab_table(
-    results: Annotated[Path, typer.Argument(help="The results.jsonl of lab experiment.")],
-) -> None:
-    """Print experiments as one table, and where cross-entropy and guide pulled apart."""
-    from tgalign.lab.experiment import conflict_table, table
-
-    typer.echo(table(results))
-    typer.echo(conflict_table(results), nl=False)
 
 
 diagnose_command.register(app, lab)

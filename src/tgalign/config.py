@@ -8,17 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tgalign.diagnose.diagnosed_layers import DIAGNOSED, diagnosed_layers
 from tgalign.errors import UserError
-from tgalign.files import check_schema, read_json
 from tgalign.objective import Form, Pair, Similarity
-from tgalign.yaml_text import parse_yaml
-
-DIAGNOSED = ("safety", "causal")
-MAX_LAYERS = 10_000
-"""No model is as deep: a larger number in a diagnosis is damage."""
-"""Choices of layers that ``tgalign diagnose`` makes."""
-DIAGNOSIS_SCHEMA = 1
-"""Schema version of diagnosis.json."""
 
 
 class _Strict(BaseModel):
@@ -264,38 +256,6 @@ class TrainConfig(_Strict):
         return self
 
 
-def diagnosed_layers(path: Path, choice: str) -> list[int]:
-    """The layers that a diagnosis found.
-
-    Args:
-        path: A diagnosis.json.
-        choice: One of ``DIAGNOSED``.
-
-    Raises:
-        UserError: There is no diagnosis, or it found no such layers.
-    """
-    if not path.is_file():
-        raise UserError(f"no diagnosis at {path}: expected the diagnosis.json of tgalign diagnose")
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is no diagnosis.json of tgalign diagnose")
-    check_schema(found, path, DIAGNOSIS_SCHEMA, "a diagnosis")
-    try:
-        if choice == "causal":
-            layers = list(found["causal_layers"])
-        else:
-            rules = found["safety_layers"]
-            first, last = rules["paper"] or rules["released"] or (1, 0)
-            layers = list(range(first, min(last, MAX_LAYERS) + 1))
-        if not all(isinstance(it, int) and 0 <= it <= MAX_LAYERS for it in layers):
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path} is no diagnosis.json of tgalign diagnose") from None
-    if not layers:
-        raise UserError(f"{path} found no {choice} layers: name the layers yourself")
-    return layers
-
-
 def parse_config(data: dict[str, Any], source: str) -> TrainConfig:
     """Validate a run's settings.
 
@@ -325,40 +285,3 @@ def _meant(name: str) -> str:
     known = {field for schema in schemas for field in schema.model_fields}
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def load_config(path: Path) -> TrainConfig:
-    """Read a YAML recipe; relative paths in it are relative to its folder.
-
-    Raises:
-        UserError: The file is missing, not YAML, or not a valid config.
-    """
-    if not path.is_file():
-        raise UserError(f"no training config at {path}: expected a YAML file (see recipes/)")
-    try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise UserError(f"{path} is not readable YAML: {fault}") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} must hold a mapping of settings, got {type(data).__name__}")
-    stages = data.get("stages")
-    objectives = [
-        it.get("objective")
-        for it in (stages if isinstance(stages, list) else [])
-        if isinstance(it, dict)
-    ]
-    for table, keys in (
-        *((it, ("diagnosis",)) for it in objectives),
-        (data, ("model", "architecture", "records", "image_root", "out", "cache_text")),
-        (data.get("synthetic"), ("clip", "texts")),
-        (data.get("probes"), None),
-    ):
-        if not isinstance(table, dict):
-            continue
-        for key in keys or list(table):
-            if isinstance(table.get(key), str):
-                try:
-                    table[key] = (path.parent / table[key]).resolve()
-                except (OSError, ValueError) as fault:
-                    raise UserError(f"{path}: {key} is no path: {fault}") from None
-    return parse_config(data, str(path))

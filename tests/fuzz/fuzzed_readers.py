@@ -18,9 +18,9 @@ from PIL import Image
 from tgalign.app.comparison_files import read_comparison
 from tgalign.baselines.calibration_folder import read_calibration
 from tgalign.caption import _read as caption_rows
-from tgalign.config import diagnosed_layers, load_config
 from tgalign.data.pictures import read_picture
 from tgalign.data.records import read_records
+from tgalign.diagnose.diagnosed_layers import diagnosed_layers
 from tgalign.diagnose.probes import read_probes
 from tgalign.errors import UserError
 from tgalign.evaluate.compare import compare, load_pairs
@@ -30,8 +30,9 @@ from tgalign.evaluate.pool import pool
 from tgalign.evaluate.suites import load_suite
 from tgalign.evaluate.suites.folder import folder_suite
 from tgalign.evaluate.suites.table import shipped_specs, table_suite
-from tgalign.lab.experiment import conflict_table, table
+from tgalign.lab.experiment_tables import conflict_table, table
 from tgalign.metrics import read_metrics
+from tgalign.recipe import load_recipe
 from tgalign.report.runs import report_runs
 from tgalign.retrieval.corpus import Source
 from tgalign.retrieval.index import Index
@@ -277,9 +278,9 @@ READERS = {
         _own_table("xstest"),
     ),
     "recipe": Reader("json", {"r.yaml": _yaml(ROOT / "recipes" / "lab.yaml")},
-                     lambda folder: load_config(folder / "r.yaml")),
+                     lambda folder: load_recipe(folder / "r.yaml")),
     "recipe_text": Reader("bytes", {"r.yaml": (ROOT / "recipes" / "lab.yaml").read_bytes()},
-                          lambda folder: load_config(folder / "r.yaml")),
+                          lambda folder: load_recipe(folder / "r.yaml")),
     "judge_csv": Reader(
         "csv",
         {"j.csv": b"prompt,completion,final_label\nHow?,\"No, I can't.\",2_full_refusal\n"

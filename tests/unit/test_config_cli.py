@@ -11,8 +11,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from tgalign import __version__
-from tgalign.config import ObjectiveConfig, TrainConfig, load_config, parse_config
+from tgalign.config import ObjectiveConfig, TrainConfig, parse_config
 from tgalign.errors import UserError
+from tgalign.recipe import load_recipe
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "PIL", "matplotlib")
 
@@ -389,7 +390,7 @@ def test_paths_of_a_recipe_are_relative_to_it(tmp_path):
         "stages": [stage],
     }
     path.write_text(yaml.safe_dump(data))
-    config = load_config(path)
+    config = load_recipe(path)
     assert config.model == tmp_path / "m"
     assert config.records == Path("/r.jsonl")
     assert config.image_root == path.parent

@@ -18,13 +18,14 @@ from typer.testing import CliRunner
 from families import FAMILIES
 from tgalign.checkpoint import load_lvlm, save_checkpoint
 from tgalign.cli import app
-from tgalign.config import ObjectiveConfig, load_config
+from tgalign.config import ObjectiveConfig
 from tgalign.diagnose import causality, diagnose, run
 from tgalign.diagnose.command import run_diagnosis
 from tgalign.diagnose.probes import Probe, ProbeSet
 from tgalign.errors import UserError
 from tgalign.lab.assets import lab_llava, load_lab
 from tgalign.lab.probes import lab_probes
+from tgalign.recipe import load_recipe
 from tgalign.report import diagnosis_verdict
 from tgalign.report.diagnosis_report import read_diagnosis, render, report_diagnoses
 
@@ -285,17 +286,17 @@ def test_training_takes_the_layers_that_were_found(diagnosed, tmp_path):
     (tmp_path / "found").mkdir()
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(UserError, match="no diagnosis at"):
-        load_config(tmp_path / "recipe.yaml")
+        load_recipe(tmp_path / "recipe.yaml")
     shutil.copy(path, tmp_path / "found")
-    config = load_config(tmp_path / "recipe.yaml")
+    config = load_recipe(tmp_path / "recipe.yaml")
     assert config.stages[0].objective.layers == [2, 3, 4, 5, 6]
     never = found | {"safety_layers": {"paper": None, "released": None}}
     (tmp_path / "found" / "diagnosis.json").write_text(json.dumps(never))
     with pytest.raises(UserError, match="found no safety layers"):
-        load_config(tmp_path / "recipe.yaml")
+        load_recipe(tmp_path / "recipe.yaml")
     (tmp_path / "found" / "diagnosis.json").write_text("[]")
     with pytest.raises(UserError, match=r"is no diagnosis\.json"):
-        load_config(tmp_path / "recipe.yaml")
+        load_recipe(tmp_path / "recipe.yaml")
     with pytest.raises(ValueError, match="need a diagnosis"):
         ObjectiveConfig(layers="safety")
     with pytest.raises(ValueError, match="a diagnosis is for layers safety or causal"):

@@ -8,7 +8,8 @@ from tgalign.config import TrainConfig
 from tgalign.errors import UserError
 from tgalign.lab import experiment
 from tgalign.lab.arms import arm_config
-from tgalign.lab.experiment import conflict_table, run_experiment, table
+from tgalign.lab.experiment import run_experiment
+from tgalign.lab.experiment_tables import conflict_table, table
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_the_table_shows_what_was_run(seen, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no experiments at"):
         table(tmp_path / "none.jsonl")
     (tmp_path / "other.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="holds no results of lab experiment"):
+    with pytest.raises(UserError, match="give the results.jsonl of lab experiment"):
         table(tmp_path / "other.jsonl")
 
 

@@ -9,7 +9,6 @@ import zlib
 import pytest
 from PIL import Image
 
-from tgalign.config import load_config
 from tgalign.data.pictures import FORMATS, read_picture
 from tgalign.data.records import read_records
 from tgalign.errors import UserError, printable
@@ -17,6 +16,7 @@ from tgalign.evaluate.pictures import PictureError, open_picture
 from tgalign.evaluate.suites import load_suite
 from tgalign.evaluate.suites.table import read_specs
 from tgalign.files import read_json
+from tgalign.recipe import load_recipe
 from tgalign.report.tables import csv_table, markdown_table
 from tgalign.yaml_text import parse_yaml
 
@@ -161,7 +161,7 @@ def test_yaml_that_harms_is_refused(tmp_path, text, said):
     path = tmp_path / "r.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"r\.yaml is not readable YAML"):
-        load_config(path)
+        load_recipe(path)
     with pytest.raises(UserError, match=r"r\.yaml does not describe suites"):
         read_specs(path)
 

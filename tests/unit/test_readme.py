@@ -16,12 +16,12 @@ import pytest
 from tgalign.baselines import ablate, comparison
 from tgalign.baselines.describe import ablations_table, methods_table
 from tgalign.baselines.methods import DEFAULT_METHODS
-from tgalign.config import load_config
 from tgalign.demo_results import markdown
 from tgalign.evaluate import pool
 from tgalign.lab.alignment_data import TOXIC_SHARES
 from tgalign.lab.arms import arm_config
-from tgalign.lab.experiment import conflict_table, table
+from tgalign.lab.experiment_tables import conflict_table, table
+from tgalign.recipe import load_recipe
 from tgalign.report.conditions import markdown as markdown_by_condition
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +137,7 @@ def test_every_house_entry_exists() -> None:
 
 
 def test_lab_recipe_is_the_demos_tga_arm() -> None:
-    recipe = load_config(ROOT / "recipes/lab.yaml")
+    recipe = load_recipe(ROOT / "recipes/lab.yaml")
     arm = arm_config(
         "tga", model=recipe.model, data=recipe.records.parent, out=recipe.out, seed=0, smoke=False
     )

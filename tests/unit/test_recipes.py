@@ -13,11 +13,12 @@ import yaml
 from transformers import AutoConfig, AutoModel
 
 from tgalign.compose import ROWS_MULTIPLE
-from tgalign.config import load_config, parse_config
+from tgalign.config import parse_config
 from tgalign.dry_run import meta_model, plan
 from tgalign.errors import UserError
 from tgalign.lab.assets import lab_llava, load_lab
 from tgalign.memory import count, kept_bytes, part_sizes, stage_memory
+from tgalign.recipe import load_recipe
 from tgalign.stage import freeze
 from tgalign.task import AlignmentTask
 
@@ -36,7 +37,7 @@ def plans():
 
 
 def plan_all():
-    return {name: plan(load_config(RECIPES / f"{name}.yaml"), PROCESSES[name]) for name in NAMES}
+    return {name: plan(load_recipe(RECIPES / f"{name}.yaml"), PROCESSES[name]) for name in NAMES}
 
 
 def page_with(plans):
@@ -69,7 +70,7 @@ def test_the_page_about_recipes_says_what_dry_runs_say(plans):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_is_valid_and_dry_run(name, plans):
-    config = load_config(RECIPES / f"{name}.yaml")
+    config = load_recipe(RECIPES / f"{name}.yaml")
     found = plans[name]
     assert [stage["name"] for stage in found["stages"]] == [stage.name for stage in config.stages]
     every = sum(found["sizes"][part] for part in ("vision", "projector", "llm"))
@@ -109,7 +110,7 @@ def test_the_lab_s_architecture_is_the_lab_s_model(plans):
 
 def test_two_stage_recipes_are_one_epoch_each_and_follow_one_another():
     for family in ("paper", "llava15", "qwen3_siglip2"):
-        first, second = (load_config(RECIPES / f"{family}_{stage}.yaml") for stage in EPOCHS)
+        first, second = (load_recipe(RECIPES / f"{family}_{stage}.yaml") for stage in EPOCHS)
         assert second.model == first.out / "checkpoint"
         assert second.architecture == first.architecture
         for config in (first, second):
@@ -120,7 +121,7 @@ def test_two_stage_recipes_are_one_epoch_each_and_follow_one_another():
 
 
 def test_the_paper_s_recipe_is_the_paper_s_objective_and_the_released_settings():
-    first, second = (load_config(RECIPES / f"paper_{stage}.yaml") for stage in EPOCHS)
+    first, second = (load_recipe(RECIPES / f"paper_{stage}.yaml") for stage in EPOCHS)
     (one,), (two,) = first.stages, second.stages
     assert (one.train, one.projector_lr, first.max_length) == (["projector"], 1e-3, 2048)
     assert (two.train, two.projector_lr, two.llm_lr) == (["projector", "llm"], 2e-6, 2e-6)
@@ -149,7 +150,7 @@ def test_recipes_fit_the_cards_they_are_for(plans):
 def test_the_command_prints_the_plan_and_trains_nothing(tgalign, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     recipe = RECIPES / "paper_stage2.yaml"
-    config = load_config(recipe)
+    config = load_recipe(recipe)
     status, out, err = tgalign("train", recipe, "--dry-run", "--processes", 8)
     assert (status, err) == (0, "")
     assert "mistral_7b_clip_l.json stands for it" in out

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from tgalign.app.comparison_files import read_comparison
-from tgalign.config import diagnosed_layers, parse_config
+from tgalign.config import parse_config
+from tgalign.diagnose.diagnosed_layers import diagnosed_layers
 from tgalign.errors import UserError
 from tgalign.evaluate.results import read_results
 from tgalign.evaluate.run import _check_same_run, read_items

@@ -8,13 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tgalign.config import DIAGNOSIS_SCHEMA
 from tgalign.data.records import DEFAULT_QUESTION
 from tgalign.diagnose import figures
 from tgalign.diagnose.anatomy import anatomy
 from tgalign.diagnose.attending import attend
 from tgalign.diagnose.causality import Outcome, patch
 from tgalign.diagnose.correlation import picture_association, scene_correlation
+from tgalign.diagnose.diagnosed_layers import DIAGNOSIS_SCHEMA
 from tgalign.diagnose.probes import MIN_PAIRS, Probe, ProbeSet
 from tgalign.diagnose.reading import Reading, Subject, read
 from tgalign.diagnose.separability import separability

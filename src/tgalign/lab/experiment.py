@@ -17,14 +17,13 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from tgalign.config import TrainConfig, parse_config
-from tgalign.demo_results import show_rate, versions
+from tgalign.demo_results import versions
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
-from tgalign.files import blamed_on, digest, read_json, read_jsonl, sha256, write_json, write_text
+from tgalign.files import digest, read_json, sha256, write_json, write_text
 from tgalign.lab.alignment_data import DataSize, build_alignment_data, toxic_share_of
 from tgalign.lab.arms import ARMS, arm_config
 from tgalign.lab.assets import ASSETS, LLM, check_assets
-from tgalign.report.tables import markdown_table
 
 if TYPE_CHECKING:
     from tgalign.retrieval.quality import Quality
@@ -106,77 +105,6 @@ def run_experiment(
     write_text(out / "results.jsonl", "".join(json.dumps(read_json(it)) + "\n" for it in done))
     found: dict[str, Any] = read_json(folder / "result.json")
     return found
-
-
-def _experiments(path: Path) -> list[Any]:
-    if not path.is_file():
-        raise UserError(f"no experiments at {path}: expected the results.jsonl of lab experiment")
-    return [row for _, row in read_jsonl(path, "a result of lab experiment")]
-
-
-def table(path: Path) -> str:
-    """The experiments of a results.jsonl as a table in Markdown, in the order of the file.
-
-    Raises:
-        UserError: The file is missing or holds something else.
-    """
-    experiments = _experiments(path)
-    with blamed_on(path, "give the results.jsonl of lab experiment"):
-        return _table(experiments)
-
-
-def _table(experiments: Sequence[Any]) -> str:
-    shown = {"dsr": "DSR", "over_refusal": "over-refusal", "named": "objects named"}
-    shown |= {"text_dsr": "text DSR"}
-    lines = []
-    for found in experiments:
-        condition = found["condition"]
-        if condition != "absent":
-            condition += f" {100 * found['toxic_share']:g} %"
-        changes = ", ".join(found["changes"])
-        if found["seed"]:
-            changes = f"seed {found['seed']} {changes}".strip()
-        rates = [show_rate(found["rates"][name], with_n=False) for name in shown]
-        lines.append([found["arm"], condition, changes, *rates])
-    return markdown_table(["arm", "condition", "changed", *shown.values()], lines)
-
-
-def conflict_table(path: Path) -> str:
-    """The gradient conflicts in a results.jsonl, by arm, stage, step and state, in Markdown.
-
-    Of every stage the first step and the last one logged are shown; states that cross-entropy does
-    not read at an image's tokens (the last) and states that are not aligned are left out.
-
-    Raises:
-        UserError: The file is missing or holds something else.
-    """
-    experiments = _experiments(path)
-    with blamed_on(path, "give the results.jsonl of lab experiment"):
-        return _conflict_table(experiments)
-
-
-def _conflict_table(experiments: Sequence[Any]) -> str:
-    shown: list[tuple[list[str], dict[int, float], float]] = []
-    for found in experiments:
-        rows = found.get("conflict", [])
-        last = {row["stage"]: row["step"] for row in rows}
-        for row in rows:
-            if row["step"] not in (1, last[row["stage"]]):
-                continue
-            where = [found["arm"], found["condition"], row["stage"], str(row["step"]), row["probe"]]
-            columns = zip(row["layers"], row["cosine"], row["ce_norm"], strict=True)
-            cosines = {layer: cosine for layer, cosine, norm in columns if norm > 0}
-            shown.append((where, cosines, row["ce_norm"][0] / row["guide_norm"][0]))
-    if not shown:
-        return ""
-    states = sorted({layer for _, cosines, _ in shown for layer in cosines})
-    header = ["arm", "condition", "stage", "step", "pictures"]
-    header += [*(f"state {layer}" for layer in states), "norms CE / guide, first state"]
-    lines = []
-    for where, cosines, ratio in shown:
-        cells = [f"{cosines[layer]:+.2f}" if layer in cosines else "" for layer in states]
-        lines.append([*where, *cells, f"{ratio:.2f}"])
-    return markdown_table(header, lines)
 
 
 def _measured(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tgalign.config import DIAGNOSIS_SCHEMA
+from tgalign.diagnose.diagnosed_layers import DIAGNOSIS_SCHEMA
 from tgalign.errors import UserError
 from tgalign.files import check_schema, read_json, write_text
 from tgalign.report import diagnosis_verdict, page, svg

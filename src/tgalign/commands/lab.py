@@ -1,0 +1,100 @@
+"""``tgalign lab``: the base models, experiments and their tables."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, experiments.")
+
+
+@lab.command(
+    "build",
+    epilog="Examples:\n\n`tgalign lab build --out lab`\n\n`tgalign lab build --check`",
+)
+def lab_build(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Build here; a killed build goes on after the last finished model."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of a build.")] = 0,
+    check: Annotated[
+        bool,
+        typer.Option(help="Rebuild from the shipped models' seed and compare how both behave."),
+    ] = False,
+    gates: Annotated[
+        bool, typer.Option(help="Only measure the gates of the shipped models (a minute).")
+    ] = False,
+) -> None:
+    """Train the lab's base LLM and vision encoder from a seed (about half an hour on two cores).
+
+    Give one of --out, --check and --gates.
+    """
+    from tgalign.cli import _quiet
+    from tgalign.lab.build_command import run_build
+
+    _quiet()
+    sys.exit(run_build(out, seed, check=check, gates_only=gates))
+
+
+@lab.command(
+    "experiment",
+    epilog="Examples:\n\n"
+    "`tgalign lab experiment tga --condition captioned --out runs/experiments`\n\n"
+    "`tgalign lab experiment ce --out runs/experiments --set stage2.llm_lr=2.0e-4`",
+)
+def lab_experiment(
+    arm: Annotated[str, typer.Argument(help="The arm to start from (see lab/arms.py).")],
+    out: Annotated[Path, typer.Option(help="Folder of experiments.")],
+    condition: Annotated[str, typer.Option(help="absent, guided or captioned.")] = "guided",
+    toxic_share: Annotated[
+        float | None, typer.Option(help="Share of toxic pictures; by default as of the demo.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of data, training and suite.")] = 0,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A changed setting, KEY=VALUE: of the recipe (companions=0.5), of a stage "
+            "(stage2.llm_lr=1.0e-4, stage1.objective.weight=1), of both (objective.weight=1) or of "
+            "the data (data.pictures=4000).",
+        ),
+    ] = None,
+    conflict: Annotated[
+        bool, typer.Option(help="Log where cross-entropy and guide pull apart, by layer.")
+    ] = False,
+) -> None:
+    """Train one arm, changed at will, and measure it on the things that tuning may look at.
+
+    What was run and measured is printed and appended to OUT/results.jsonl.
+    """
+    import json
+
+    from tgalign.cli import _quiet
+    from tgalign.lab.experiment import run_experiment
+
+    _quiet()
+    found = run_experiment(
+        out.resolve(),
+        arm,
+        condition=condition,
+        toxic_share=toxic_share,
+        seed=seed,
+        changes=changes or [],
+        conflict=conflict,
+    )
+    typer.echo(json.dumps(found))
+
+
+@lab.command("table", epilog="Example:\n\n`tgalign lab table runs/experiments/results.jsonl`")
+def lab_table(
+    results: Annotated[Path, typer.Argument(help="The results.jsonl of lab experiment.")],
+) -> None:
+    """Print experiments as one table, and where cross-entropy and guide pulled apart."""
+    from tgalign.lab.experiment_tables import conflict_table, table
+
+    typer.echo(table(results))
+    typer.echo(conflict_table(results), nl=False)
