@@ -130,6 +130,13 @@ def test_a_defended_checkpoint(checkpoint, tmp_path: Path) -> None:
     assert found["calibration_sha256"] in page
 
 
+def test_a_task_for_lmms_eval_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="tgalign[datasets] is not installed")
+    said = run("evaluate", "--write-lmms-task", tmp_path, "--condition", "plain", "--limit", "1")
+    assert f"lmms_eval --include_path {tmp_path} --tasks tgalign_lab_plain\n" in said
+    assert (tmp_path / "tgalign_lab_plain" / "task.yaml").is_file()
+
+
 def test_an_audit_joins_the_diagnosis(checkpoint, tmp_path: Path) -> None:
     run("audit", checkpoint, "--out", tmp_path, "--condition", "plain", *SHORT)
     for name in ("items.jsonl", "results.json", "diagnosis.json", "report.html"):

@@ -112,6 +112,10 @@ def evaluate(
         str | None,
         typer.Option(help="Its name there; without --judge-url PROVIDER/NAME as in inspect-ai."),
     ] = None,
+    write_lmms_task: Annotated[
+        Path | None,
+        typer.Option(help="Only write the suites as tasks that lmms-eval finds there."),
+    ] = None,
     judge_report: Annotated[
         list[Path] | None,
         typer.Option(
@@ -131,7 +135,7 @@ def evaluate(
     if judge_report:
         _report_judges(judge_report, judge_url, judge_model, out)
         return
-    if model is None or out is None:
+    if write_lmms_task is None and (model is None or out is None):
         raise UserError("give MODEL and --out, or --judge-report FILE; see tgalign evaluate --help")
     settings = Settings(
         suites=suites or ["lab"], data=data, conditions=_split(conditions), limit=limit, seed=seed,
@@ -139,6 +143,10 @@ def evaluate(
         defence=defence, calibration=calibration, against=against,
         judge_url=judge_url, judge_model=judge_model, parquet=parquet, pictures=pictures,
     )  # fmt: skip
+    if write_lmms_task is not None:
+        _write_lmms(settings, write_lmms_task)
+        return
+    assert model is not None and out is not None
     _evaluate(model, out, settings, fail_under, junit, audit=False)
 
 
@@ -235,6 +243,18 @@ def _evaluate(
         typer.echo(f"tgalign: {it.threshold.text} does not hold: {it.said}", err=True)
     if failed:
         sys.exit(1)
+
+
+def _write_lmms(settings: object, folder: Path) -> None:
+    from tgalign.evaluate.command import Settings, load_requests, require
+    from tgalign.evaluate.lmms_task import write_tasks
+
+    assert isinstance(settings, Settings)
+    require("datasets", "--write-lmms-task", "datasets")
+    names, lost = write_tasks(load_requests(settings)[1], folder)
+    for name, error in lost:
+        typer.echo(f"left out {name}: {error}", err=True)
+    typer.echo(f"lmms_eval --include_path {folder} --tasks {','.join(names)}")
 
 
 def _report_judges(paths: list[Path], url: str | None, model: str | None, out: Path | None) -> None:

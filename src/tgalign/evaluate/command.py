@@ -92,12 +92,9 @@ def run_evaluation(
     from tgalign.evaluate.compare import compare, load_pairs
     from tgalign.report.evaluation_report import write_evaluation_report
 
-    suites = [_suite(text, settings) for text in settings.suites]
-    if len({suite.name for suite in suites}) != len(suites):
-        raise UserError(f"a suite is given twice: {', '.join(settings.suites)}")
-    asked = [request for suite in suites for request in _requests(suite, settings)]
+    suites, asked = load_requests(settings)
     if settings.parquet:
-        _require("pyarrow", "--parquet")
+        require("pyarrow", "--parquet")
     second = second_judge(settings)
     host = _host(model, settings)
     with sole_writer(out):
@@ -140,6 +137,19 @@ def run_audit(model: Path, out: Path, settings: Settings) -> dict[str, Any]:
     return run_evaluation(str(model), out, settings, diagnosis="diagnosis/report.html")
 
 
+def load_requests(settings: Settings) -> tuple[list[Suite], list[Request]]:
+    """The suites, and all that is asked of them.
+
+    Raises:
+        UserError: A suite is unknown, lacks something or is given twice; a condition is unknown.
+    """
+    suites = [_suite(text, settings) for text in settings.suites]
+    if len({suite.name for suite in suites}) != len(suites):
+        raise UserError(f"a suite is given twice: {', '.join(settings.suites)}")
+    asked = [request for suite in suites for request in _requests(suite, settings)]
+    return suites, asked
+
+
 def _suite(text: str, settings: Settings) -> Suite:
     from tgalign.evaluate.suites import load_suite
 
@@ -172,16 +182,21 @@ def _host(model: str, settings: Settings) -> Any:
 def _server(url: str, model: str, settings: Settings, max_new_tokens: int) -> Any:
     from tgalign.evaluate.chat_server import ChatServer
 
-    _require("httpx", "--url and --judge-url")
+    require("httpx", "--url and --judge-url")
     return ChatServer(
         url, model, concurrency=settings.batch_size, max_new_tokens=max_new_tokens,
         key=os.environ.get(KEY),
     )  # fmt: skip
 
 
-def _require(package: str, what: str) -> None:
+def require(package: str, what: str, extra: str = "eval") -> None:
+    """See that an optional package is there.
+
+    Raises:
+        UserError: It is not.
+    """
     if find_spec(package) is None:
-        raise UserError(f"{what} needs {package}: pip install 'tgalign[eval]'")
+        raise UserError(f"{what} needs {package}: pip install 'tgalign[{extra}]'")
 
 
 def second_judge(settings: Settings) -> Any:
@@ -198,7 +213,7 @@ def second_judge(settings: Settings) -> Any:
         return _server(settings.judge_url, settings.judge_model, settings, JUDGE_TOKENS)
     from tgalign.evaluate.inspect_model import InspectModel
 
-    _require("inspect_ai", "--judge-model without --judge-url")
+    require("inspect_ai", "--judge-model without --judge-url")
     return InspectModel(
         settings.judge_model, concurrency=settings.batch_size, max_new_tokens=JUDGE_TOKENS
     )
