@@ -37,7 +37,18 @@ def test_demo_diagnose_and_evaluate_need_no_network(tmp_path: Path) -> None:
     for command in (
         ("demo", "--out", "demo", "--smoke", "--arms", "ce"),
         ("evaluate", checkpoint, "--out", "eval", "--limit", "1", "--max-new-tokens", "4"),
-        ("diagnose", checkpoint, "--out", "found", "--per-scene", "2", "--no-patching"),
+        (
+            "diagnose",
+            checkpoint,
+            "--out",
+            "found",
+            "--per-scene",
+            "2",
+            "--max-new-tokens",
+            "4",
+            "--patch-layers",
+            "0",
+        ),
     ):
         done = run("-m", "tgalign", *command)
         assert done.returncode == 0, (command, done.stderr[-2000:])

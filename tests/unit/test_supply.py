@@ -22,7 +22,8 @@ from tgalign.source_models import load_llm
 ROOT = Path(__file__).parents[2]
 CODE = [it for folder in ("src", "benchmarks") for it in sorted((ROOT / folder).rglob("*.py"))]
 UNSAFE = re.compile(
-    r"torch\.load\(|(?<!un)\bpickle\.|import pickle|allow_pickle=True|np\.load\((?!.*allow_pickle=False)"
+    r"torch\.load\(|(?<!un)\bpickle\.|import pickle|allow_pickle=True"
+    r"|np\.load\((?!.*allow_pickle=False)"
     r"|yaml\.(unsafe_|full_)?load\(|joblib|\bmarshal\b|\bshelve\b|\beval\(|\bexec\(|shell=True"
     r"|weights_only=False"
 )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _MARKUP = re.compile(r"[|`<>]|(?<=\])\(|!(?=\[)")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = re.compile(r"\s*[=+\-@]|[\t\r\n]")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -41,4 +41,7 @@ def csv_table(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _csv_cell(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+    if not isinstance(cell, str):
+        return cell
+    text = cell.replace("\r", " ")  # which the csv module would leave unquoted
+    return f"'{text}" if _FORMULA.match(cell) else text
