@@ -28,7 +28,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler, Subset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -49,6 +49,7 @@ from tgalign.parallel import (
 from tgalign.sharded_state import load_sharded_optimizer, load_sharded_weights, save_sharded
 from tgalign.task import AlignmentTask
 from tgalign.termination import postponed
+from tgalign.training_arguments import training_arguments
 
 WEIGHTS = "trained.safetensors"
 SHARDS = "shards"
@@ -108,34 +109,10 @@ class TGATrainer(Trainer):
             seed=seed,
         )
         self._rows = Subset(cast("Dataset[EncodedRecord]", rows), order)
-        args = TrainingArguments(
-            output_dir=str(folder),
-            max_steps=stage.steps,
-            per_device_train_batch_size=stage.batch_size,
-            learning_rate=stage.projector_lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=stage.warmup,
-            weight_decay=stage.weight_decay,
-            max_grad_norm=stage.max_grad_norm,
-            bf16=bf16,
-            use_cpu=not torch.accelerator.is_available(),
-            seed=seed,
-            data_seed=seed,
-            save_strategy="steps",
-            save_steps=save_steps,
-            save_total_limit=1,
-            logging_steps=logging_steps,
-            report_to="none",
-            remove_unused_columns=False,
-            label_names=["labels"],
-            dataloader_pin_memory=False,
-            dataloader_num_workers=workers,
-            # The collator's closures and the rows' open file go to a fork alone.
-            dataloader_multiprocessing_context="fork" if workers else None,
-            ddp_find_unused_parameters=False,  # every trained weight has a gradient in every pass
-            ddp_broadcast_buffers=False,
-            disable_tqdm=not progress_bar,
-        )
+        args = training_arguments(
+            stage, folder, seed=seed, save_steps=save_steps, logging_steps=logging_steps,
+            bf16=bf16, workers=workers, progress_bar=progress_bar,
+        )  # fmt: skip
         args.gradient_accumulation_steps = share_of_accumulation(
             stage.accumulation, stage.name, args.world_size
         )
