@@ -138,7 +138,7 @@ def _evaluations(folder: Path) -> None:
     faults = []
     for use in (
         lambda: read_comparison(folder, []),
-        lambda: compare(load_pairs(folder / "a", folder / "b"), "b"),
+        lambda: compare(load_pairs(folder / "a", folder / "b")[0], "b"),
         lambda: pool({"x": [folder / "a"]}),
         lambda: _judge(folder, "a/items.jsonl"),
     ):
