@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SEEDS  ?= 1
 OUT    ?= demo
 
-.PHONY: demo test check lab format clean experiments conditions compare docs
+.PHONY: fuzz sbom demo test check lab format clean experiments conditions compare docs
 
 # torch goes first and pinned, so that nothing later pulls a second (CUDA) build.
 $(BIN)/.installed: pyproject.toml
@@ -55,5 +55,12 @@ compare: $(BIN)/.installed     ## TGA beside its rivals, in two conditions (a ni
 	$(BIN)/tgalign compare --out runs/compare --seeds 3
 	$(BIN)/tgalign compare --out runs/compare-captioned --seeds 3 --condition captioned
 
+fuzz: $(BIN)/.installed-dev    ## attack every reader for ten minutes (five hours; JOBS=4 for four side by side)
+	$(BIN)/python tests/fuzz --minutes 10 --jobs $(or $(JOBS),1) --out docs/fuzz.json
+
+sbom: $(BIN)/.installed        ## sbom.json (CycloneDX) of what is installed in .venv, made by cyclonedx-bom in .sbom
+	test -x .sbom/bin/cyclonedx-py || { $(PYTHON) -m venv .sbom && .sbom/bin/pip install --quiet cyclonedx-bom; }
+	.sbom/bin/cyclonedx-py environment $(BIN)/python --output-format JSON --output-file sbom.json
+
 clean:
-	rm -rf $(VENV) demo runs site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .sbom sbom.json demo runs site .pytest_cache .mypy_cache .ruff_cache
