@@ -80,9 +80,8 @@ FOUND = [
 @pytest.mark.parametrize(("name", "content", "said"), FOUND)
 def test_what_was_found_is_mended(name, content, said, tmp_path):
     reader, folder = fresh(name, tmp_path)
-    (folder / reader.target).write_bytes(
-        content if isinstance(content, bytes) else content.encode()
-    )
+    damage = content if isinstance(content, bytes) else content.encode()
+    (folder / reader.target).write_bytes(damage)
     with pytest.raises(UserError, match=said):
         reader.read(folder)
     reader.attack(folder, damage)
