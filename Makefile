@@ -6,7 +6,7 @@ SEEDS  ?= 1
 OUT    ?= demo
 
 .PHONY: demo test check lab format clean experiments conditions compare docs
-.PHONY: coverage mutation release-check
+.PHONY: coverage mutation release-check fuzz sbom
 
 # torch goes first and pinned, so that nothing later pulls a second (CUDA) build.
 $(BIN)/.installed: pyproject.toml
@@ -75,5 +75,12 @@ release-check: $(BIN)/.installed-dev ## archive and wheel; the demo from the whe
 	build/clean/venv/bin/pip install --quiet dist/*.whl
 	cd build/clean && venv/bin/tgalign --version && venv/bin/tgalign demo --smoke
 
+fuzz: $(BIN)/.installed-dev    ## attack every reader for ten minutes (five hours; JOBS=4 for four side by side)
+	$(BIN)/python tests/fuzz --minutes 10 --jobs $(or $(JOBS),1) --out docs/fuzz.json
+
+sbom: $(BIN)/.installed        ## sbom.json (CycloneDX) of what is installed in .venv, made by cyclonedx-bom in .sbom
+	test -x .sbom/bin/cyclonedx-py || { $(PYTHON) -m venv .sbom && .sbom/bin/pip install --quiet cyclonedx-bom; }
+	.sbom/bin/cyclonedx-py environment $(BIN)/python --output-format JSON --output-file sbom.json
+
 clean:
-	rm -rf $(VENV) demo runs site dist build mutants .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .sbom sbom.json demo runs site dist build mutants .pytest_cache .mypy_cache .ruff_cache

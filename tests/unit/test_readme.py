@@ -23,6 +23,7 @@ from tgalign.lab.arms import arm_config
 from tgalign.lab.experiment_tables import conflict_table, table
 from tgalign.recipe import load_recipe
 from tgalign.report.conditions import markdown as markdown_by_condition
+from tgalign.report.tables import markdown_table
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -57,12 +58,24 @@ def faults() -> str:
     return markdown_of_faults(json.loads((DOCS / "reliability.json").read_text()))
 
 
+def fuzz() -> str:
+    found = json.loads((DOCS / "fuzz.json").read_text())
+    rows = [
+        [name, f"{it['executions']:,}", f"{it['minutes']:.1f}", f"{it['cpu_minutes']:.2f}",
+         str(len(it["finds"]))]
+        for name, it in found["readers"].items()
+    ]  # fmt: skip
+    header = ["reader", "executions", "minutes", "CPU minutes", "finds"]
+    return f"{found['engine']}, Python {found['python']}\n\n{markdown_table(header, rows)}"
+
+
 # Where a generated block stands, what it is called, and what makes it.
 BLOCKS: list[tuple[Path, str, Callable[[], str]]] = [
     (README, "results", demo_results),
     (README, "conditions", conditions),
     (DOCS / "lab-log.md", "experiments", lambda: table(DOCS / "experiments.jsonl")),
     (DOCS / "what-holds.md", "conflict", lambda: conflict_table(DOCS / "experiments.jsonl")),
+    (DOCS / "security.md", "fuzz", fuzz),
     (DOCS / "results.md", "methods", methods_table),
     (DOCS / "results.md", "ablations", ablations_table),
     (DOCS / "results.md", "ablation results", ablation_results),

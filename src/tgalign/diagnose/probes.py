@@ -133,7 +133,7 @@ def read_probes(folder: Path) -> ProbeSet:
         )
     rows: dict[int, _Row] = {}
     problems: list[Problem] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if line.strip():
             try:
                 rows[number] = _checked(line, folder.resolve())
@@ -180,13 +180,13 @@ def write_probes(probes: ProbeSet, folder: Path) -> Path:
     return folder / FILE
 
 
-def _checked(line: str, root: Path) -> _Row:
+def _checked(line: bytes, root: Path) -> _Row:
     try:
         row = _Row.model_validate(json.loads(line))
     except ValidationError as fault:
         said = [f"{'.'.join(map(str, it['loc']))}: {it['msg']}" for it in fault.errors()]
         raise ValueError("; ".join(said)) from None
-    except (json.JSONDecodeError, RecursionError) as fault:
+    except (ValueError, RecursionError) as fault:
         raise ValueError(f"not valid JSON ({fault})") from None
     path = (root / row.image).resolve()
     if not path.is_relative_to(root):
