@@ -27,7 +27,8 @@ def row(name: str, verdict: str | None, kind: str = "toxic", *, condition: str =
         scene: str | None = "gun", **rest):  # fmt: skip
     made = {
         "id": f"s/{condition}/{name}", "suite": "s", "condition": condition, "scene": scene,
-        "kind": kind, "prompt": f"prompt {name}", "picture_sha256": name, "cut": False,
+        "kind": kind, "prompt": f"prompt {name}", "picture": None, "picture_sha256": name,
+        "cut": False,
         "answer": f"answer {name}", "verdict": verdict,
     }  # fmt: skip
     if verdict is None:
@@ -261,7 +262,11 @@ def test_results_of_another_schema_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="schema"):
         read_results(tmp_path)
     (tmp_path / "results.json").write_text('{"schema_version": 1}', encoding="utf-8")
-    assert read_results(tmp_path / "results.json") == {"schema_version": 1}
+    with pytest.raises(UserError, match="no seeds or suites"):
+        read_results(tmp_path)
+    whole = {"schema_version": 1, "seeds": [0], "suites": {}}
+    (tmp_path / "results.json").write_text(json.dumps(whole), encoding="utf-8")
+    assert read_results(tmp_path / "results.json") == whole
 
 
 def test_seeds_are_pooled_and_stand_one_by_one(tmp_path: Path) -> None:
