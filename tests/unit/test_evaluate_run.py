@@ -137,15 +137,11 @@ def test_endless_answers_are_cut_and_said_to_be(llava, processor, checkpoint) ->
     assert [said[i].cut for i in range(2)] == [True, True]
 
 
-def test_a_literal_image_token_fails_alone_and_by_name(composed) -> None:
+def test_a_literal_image_token_is_read_as_words(composed) -> None:
     prompts = [Prompt("what ?"), Prompt("what is <image> ?"), Prompt("describe this image .")]
     said = dict(answer_each(*composed, prompts, batch_size=3, max_new_tokens=NEW))
-    assert said[1].error == "generation_failed"
-    assert said[1].detail
+    assert [said[index].error for index in range(3)] == [None] * 3
     assert said[0].text == answer(*composed, prompts[:1], max_new_tokens=NEW)[0]
-    assert said[2].error is None
-    with pytest.raises(RuntimeError, match="prompt 1 has no answer: generation_failed"):
-        answer(*composed, prompts, max_new_tokens=NEW)
 
 
 class FakeMemory:
