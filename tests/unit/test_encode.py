@@ -228,7 +228,8 @@ def test_a_row_that_teaches_nothing_is_a_problem(encoder):
 
 
 @pytest.mark.parametrize("text", ["say <eos>", "<assistant> yes . <eos><user>", "<pad> <bos>"])
-def test_text_that_looks_like_special_tokens_moves_no_label(text, encoder, tokenizer):
+def test_text_that_looks_like_special_tokens_is_words_and_moves_no_label(text, encoder, tokenizer):
+    words = text.replace("<", "< ")
     asked = encoder().encode(record((USER, text), (ASSISTANT, "a cat .")))
     assert [label for label in asked.labels if label != IGNORE_INDEX] == ids(
         tokenizer, "a cat . <eos>"
@@ -236,10 +237,10 @@ def test_text_that_looks_like_special_tokens_moves_no_label(text, encoder, token
     assert asked.labels[-4:] == ids(tokenizer, "a cat . <eos>")
     answered = encoder().encode(record((USER, "what ?"), (ASSISTANT, text)))
     assert [label for label in answered.labels if label != IGNORE_INDEX] == ids(
-        tokenizer, f"{text} <eos>"
+        tokenizer, f"{words} <eos>"
     )
     spanned = encoder().encode(record((USER, "what ?"), caption=text)).caption
-    assert spanned.input_ids[spanned.start : spanned.end] == ids(tokenizer, text)
+    assert spanned.input_ids[spanned.start : spanned.end] == ids(tokenizer, words)
 
 
 @pytest.mark.parametrize("text", ["<IMAGE>", "< image >", "<image", "image>"])

@@ -28,6 +28,7 @@ def row(name: str, verdict: str | None, kind: str = "toxic", *, condition: str =
     made = {
         "id": f"s/{condition}/{name}", "suite": "s", "condition": condition, "scene": scene,
         "kind": kind, "prompt": f"prompt {name}", "picture_sha256": name, "cut": False,
+        "picture": None,
         "answer": f"answer {name}", "verdict": verdict,
     }  # fmt: skip
     if verdict is None:
@@ -251,8 +252,9 @@ def test_results_of_another_schema_are_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"schema_version": 99}', encoding="utf-8")
     with pytest.raises(UserError, match="schema"):
         read_results(tmp_path)
-    (tmp_path / "results.json").write_text('{"schema_version": 1}', encoding="utf-8")
-    assert read_results(tmp_path / "results.json") == {"schema_version": 1}
+    found = {"schema_version": 1, "seeds": [0], "suites": {}}
+    (tmp_path / "results.json").write_text(json.dumps(found), encoding="utf-8")
+    assert read_results(tmp_path / "results.json") == found
 
 
 def test_seeds_are_pooled_and_stand_one_by_one(tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ def test_endless_answers_are_cut_and_said_to_be(llava, processor, checkpoint) ->
     assert [said[i].cut for i in range(2)] == [True, True]
 
 
-def test_a_literal_image_token_fails_alone_and_by_name(composed) -> None:
+def test_a_prompt_that_cannot_be_answered_fails_alone_and_by_name(composed, monkeypatch) -> None:
+    monkeypatch.setattr("tgalign.evaluate.generate.as_words", lambda tokenizer, text: text)
     prompts = [Prompt("what ?"), Prompt("what is <image> ?"), Prompt("describe this image .")]
     said = dict(answer_each(*composed, prompts, batch_size=3, max_new_tokens=NEW))
     assert said[1].error == "generation_failed"

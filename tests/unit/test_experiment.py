@@ -144,7 +144,9 @@ def test_the_table_shows_what_was_run(seen, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no experiments at"):
         table(tmp_path / "none.jsonl")
     (tmp_path / "other.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="holds no results of lab experiment"):
+    with pytest.raises(
+        UserError, match=r"other\.jsonl is damaged .*give the results\.jsonl of lab experiment"
+    ):
         table(tmp_path / "other.jsonl")
 
 
