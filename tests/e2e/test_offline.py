@@ -47,7 +47,7 @@ def test_demo_diagnose_and_evaluate_need_no_network(tmp_path: Path) -> None:
             "--max-new-tokens",
             "4",
             "--patch-layers",
-            "0",
+            "0-1",
         ),
     ):
         done = run("-m", "tgalign", *command)

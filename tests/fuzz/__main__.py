@@ -5,8 +5,9 @@
 
 Each reader has a process of its own. With atheris, coverage guides what hypothesis draws; without,
 bytes are drawn at random. A find is an exception that is no clear error, a reading of more than
-``HANG`` seconds, or one that takes more than ``MEMORY`` MiB; equal finds (same exception from the
-same line) are counted once, with the first input that led to it.
+``HANG`` seconds of the processor, or one that takes more than ``MEMORY`` MiB; equal finds (same
+exception from the same line) are counted once, with the first input that led to it. What ``--out``
+holds of other readers is kept.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ def attack(name: str, minutes: float, report: Path, atheris: Any) -> None:
         beside.replace(report)
 
     def hung(signum: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"more than {HANG} s")
+        raise TimeoutError(f"more than {HANG} s of the processor")
 
-    signal.signal(signal.SIGALRM, hung)
+    signal.signal(signal.SIGVTALRM, hung)
 
     @settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(damaged(reader.files[reader.target], reader.form))
@@ -68,7 +69,7 @@ def attack(name: str, minutes: float, report: Path, atheris: Any) -> None:
         nonlocal count
         count += 1
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        signal.setitimer(signal.ITIMER_REAL, HANG)
+        signal.setitimer(signal.ITIMER_VIRTUAL, HANG)
         try:
             reader.attack(folder, content)
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
@@ -82,7 +83,7 @@ def attack(name: str, minutes: float, report: Path, atheris: Any) -> None:
                 said = str(fault).encode("utf-8", "replace").decode()[:300]
                 finds[key] = {"said": said, "input": base64.b64encode(content[:3000]).decode()}
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         if count % 50 == 0:
             write()
             if time.monotonic() - began >= 60 * minutes:
@@ -153,6 +154,8 @@ def main() -> None:
         "python": platform.python_version(),
         "readers": {},
     }  # fmt: skip
+    if given.out and given.out.is_file():
+        result["readers"] = json.loads(given.out.read_text())["readers"]
     with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(given.jobs) as pool:
         reports = pool.map(lambda name: _attacked(name, given.minutes, Path(work) / name), names)
         for name, found in zip(names, reports, strict=True):

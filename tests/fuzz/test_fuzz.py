@@ -4,7 +4,7 @@ import json
 
 import pytest
 from damage import damaged
-from fuzzed_readers import READERS, fresh
+from fuzzed_readers import READERS, SUITE, fresh
 from hypothesis import HealthCheck, given, settings
 
 from tgalign.errors import UserError
@@ -62,6 +62,10 @@ FOUND = [
     ("experiments", "[]", "is damaged or of another version"),
     ("metrics", "3\n", r"metrics\.jsonl is damaged"),
     ("recipe", '{"out": "\\ud800"}', r"r\.yaml"),
+    *(("suite_yaml", json.dumps({"own": SUITE["own"] | {"tables": it}}), "own cannot be looked for")
+      for it in ("", "/etc/*", "a" * 5000)),
+    ("suite_yaml", json.dumps({"own": SUITE["own"] | {"pictures": ".."}}), "leads outside"),
+    ("suite_yaml", json.dumps({"own": SUITE["own"] | {"tables": "../*.csv"}}), "lead outside"),
     ("suite_yaml", "[]", r"own\.yaml does not describe suites"),
     ("suite_jsonl", "3", r"t\.jsonl, row 1: expected a row"),
     ("suite_jsonl", '{"id": 3, "turn": [{"q": "\\ud800"}], "image": "a.png", "safe": false}',

@@ -110,7 +110,8 @@ def _evaluations(folder: Path, data: Path) -> None:
                     "id": f"folder/{condition}/{item}", "suite": "folder", "condition": condition,
                     "scene": None if item.startswith("benign") else path.parent.name,
                     "kind": "benign" if item.startswith("benign") else "toxic",
-                    "prompt": QUESTION, "picture": str(path), "answer": None if broken else text,
+                    "prompt": QUESTION, "picture": str(path), "picture_sha256": None,
+                    "cut": False, "answer": None if broken else text,
                     "verdict": None if broken else verdict.label,
                 }  # fmt: skip
                 rows.append(
@@ -207,9 +208,9 @@ def test_pictures_of_another_version_are_not_shown_beside_its_answers(tmp_path: 
     ("files", "said"),
     [
         ({}, "no finished comparison in"),
-        ({"comparison.json": "{}"}, "no comparison that this version reads"),
+        ({"comparison.json": "{}"}, "is damaged or of another version"),
         ({"comparison.json": "{"}, "is damaged"),
-        ({"results.json": '{"arms": 3}', "demo.json": "{}"}, "no comparison that this version"),
+        ({"results.json": '{"arms": 3}', "demo.json": "{}"}, "is damaged or of another version"),
         ({"a/items.jsonl": "{}", "a/results.json": "[]"}, "is not of schema"),
     ],
 )

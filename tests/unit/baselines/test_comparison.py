@@ -135,7 +135,7 @@ def test_the_table_marks_what_differs(comparison):
     assert "0.80 [0.58, 0.92]*" in rows["tga ★"]
     assert "*" not in rows["ce"]
     assert "+150 %" in rows["ecso"] and "at inference" in rows["ecso"]
-    assert "n/a" in rows["<b>mine"]
+    assert "n/a" in rows["\\<b\\>mine"]
     assert "DSR 20, over-refusal 20, objects named 40, text DSR 8, jailbreak DSR 40" in lines[-1]
 
 

@@ -109,17 +109,23 @@ def table_suite(name: str, spec: SuiteSpec, data: Path) -> Suite:
     got = f"get the suite from {spec.source}"
     if not data.is_dir():
         raise UserError(f"no folder at {data}: --data must be the download of {name}; {got}")
-    tables = sorted(data.glob(spec.tables))
+    root = data.resolve()
+    try:
+        tables = sorted(data.glob(spec.tables))
+        folder = inside(root, spec.pictures) if spec.pictures else root
+    except (OSError, ValueError, IndexError, NotImplementedError) as fault:
+        raise UserError(f"{name} cannot be looked for in {data}: {fault}") from None
+    if ".." in Path(spec.tables).parts:  # links may lead out, as those of the hub's cache do
+        raise UserError(f"the tables {spec.tables!r} of {name} lead outside {data}")
     if not tables:
         raise UserError(f"{data} lacks {spec.tables}, the questions of {name}; {got}")
-    folder = data / spec.pictures if spec.pictures else data
     if not folder.is_dir():
         raise UserError(f"{data} lacks the folder {spec.pictures}, the pictures of {name}; {got}")
     items: list[Item] = []
     seen: set[str] = set()
     for table in tables:
         for number, row in enumerate(_rows(table), start=1):
-            for item in _items(spec, row, folder.resolve(), f"{table}, row {number}"):
+            for item in _items(spec, row, folder, f"{table}, row {number}"):
                 if item.id in seen:
                     raise UserError(f"{table}, row {number}: a second item with the id {item.id!r}")
                 seen.add(item.id)
