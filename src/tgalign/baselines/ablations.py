@@ -155,7 +155,7 @@ ABLATIONS: dict[str, Ablation] = {
         "How does the effect grow with the number of pictures, at the same number of steps?",
         tuple(
             Variant(f"{size:,}", (f"data.pictures={size}",), size=size)
-            for size in (1_000, 2_000, 4_000, 8_000, 16_000)
+            for size in (1_000, 4_000, 16_000)
         ),
         size="pictures",
     ),
