@@ -56,7 +56,7 @@ FOUND = [
     ("evaluation_results", '{"schema_version": 1}', r"results\.json is damaged \(no seeds"),
     ("evaluation_results", DEEP, r"results\.json is damaged"),
     ("demo_results", '{"schema_version": 2}', "is damaged or of another version"),
-    ("comparison", '{"methods": 3}', "is damaged or of another version"),
+    ("comparison", '{"schema_version": 1, "methods": 3}', "is damaged or of another version"),
     ("diagnosis", '{"schema_version": 1}', "is damaged or of another version"),
     ("experiments", '{"condition": 3}', "is damaged or of another version"),
     ("experiments", "[]", "is damaged or of another version"),

@@ -121,7 +121,7 @@ def _evaluations(folder: Path, data: Path) -> None:
         results = {"schema_version": 1, "dsr": wilson(2, 2).as_dict(), "seeds": [0],
                    "over_refusal": wilson(1, 1).as_dict(), "utility": wilson(0, 0).as_dict(),
                    "suites": {"folder": {}}}  # fmt: skip
-        (out / "results.json").write_text(json.dumps(results))
+        (out / "results.json").write_text(json.dumps({"schema_version": 2} | results))
 
 
 def test_evaluations_of_ones_own_pictures_are_veiled_and_stay_inside(tmp_path: Path) -> None:
@@ -208,10 +208,11 @@ def test_pictures_of_another_version_are_not_shown_beside_its_answers(tmp_path: 
     ("files", "said"),
     [
         ({}, "no finished comparison in"),
-        ({"comparison.json": "{}"}, "is damaged or of another version"),
+        ({"comparison.json": "{}"}, "states no schema_version"),
+        ({"comparison.json": '{"schema_version": 1}'}, "is damaged or of another version"),
         ({"comparison.json": "{"}, "is damaged"),
-        ({"results.json": '{"arms": 3}', "demo.json": "{}"}, "is damaged or of another version"),
-        ({"a/items.jsonl": "{}", "a/results.json": "[]"}, "is not of schema"),
+        ({"results.json": '{"arms": 3}', "demo.json": "{}"}, "states no schema_version"),
+        ({"a/items.jsonl": "{}", "a/results.json": "[]"}, "states no schema_version"),
     ],
 )
 def test_what_is_no_comparison_is_said(tmp_path: Path, files: dict[str, str], said: str) -> None:
