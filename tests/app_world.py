@@ -75,8 +75,8 @@ def write_demo(folder: Path) -> dict[str, dict[str, str]]:
             for name, text in said.items()
         }
         path.write_text(json.dumps({"answers": rows}))
-    results = {"seeds": [0], "style": "emoji", "smoke": True, "condition": "guided",
-               "toxic_share": 0.1, "arms": arms}  # fmt: skip
+    results = {"schema_version": 2, "seeds": [0], "style": "emoji", "smoke": True,
+               "condition": "guided", "toxic_share": 0.1, "arms": arms}  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "demo.json").write_text("{}")
     return answers

@@ -70,7 +70,7 @@ class SaveAndStop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """End the training if it is to stop."""
-        if self.agreed:
+        if self.agreed or (args.world_size == 1 and self.stop.asked):
             self.stop.asked = True
             control.should_save = control.should_training_stop = True
 

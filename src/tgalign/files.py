@@ -130,11 +130,11 @@ def blamed_on(path: Path, remedy: str) -> Iterator[None]:
         remedy: What the user can do.
 
     Raises:
-        UserError: In the place of any other exception.
+        UserError: In the place of any exception that speaks of the content.
     """
     try:
         yield
-    except UserError:
+    except (UserError, OSError, ImportError, MemoryError):
         raise
     except Exception as fault:  # a damaged file makes its reader fail in any way
         said = f"{type(fault).__name__}: {fault}"[:300]

@@ -121,7 +121,7 @@ def _evaluations(folder: Path, data: Path) -> None:
         results = {"schema_version": 1, "dsr": wilson(2, 2).as_dict(), "seeds": [0],
                    "over_refusal": wilson(1, 1).as_dict(), "utility": wilson(0, 0).as_dict(),
                    "suites": {"folder": {}}}  # fmt: skip
-        (out / "results.json").write_text(json.dumps({"schema_version": 2} | results))
+        (out / "results.json").write_text(json.dumps(results))
 
 
 def test_evaluations_of_ones_own_pictures_are_veiled_and_stay_inside(tmp_path: Path) -> None:

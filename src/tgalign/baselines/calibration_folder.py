@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tgalign.baselines.calibration import lab_calibration
 from tgalign.baselines.defence import Calibration
@@ -14,6 +13,7 @@ from tgalign.data.pictures import read_picture
 from tgalign.data.records import Problem, read_records, require_all_good
 from tgalign.errors import UserError
 from tgalign.synthetic import read_texts
+from tgalign.yaml_text import parse_yaml
 
 HARMLESS, TOXIC, DESCRIPTORS = "harmless.jsonl", "toxic.jsonl", "descriptors.jsonl"
 SETTINGS, CLIP = "settings.yaml", "clip"
@@ -85,7 +85,7 @@ def _settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = Settings.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as fault:
+        found = Settings.model_validate(parse_yaml(path.read_text(encoding="utf-8")) or {})
+    except (OSError, ValueError) as fault:
         raise UserError(f"{path} sets no calibration: {fault}") from None
     return found.model_dump(exclude_none=True)

@@ -50,7 +50,7 @@ def compare(
         float,
         typer.Option(
             help="Factor of the steps and of the data; 1 is the demo's. Of an ablation: of "
-            "its steps."
+            "its steps and pictures."
         ),
     ] = 1.0,
     jobs: Annotated[

@@ -73,8 +73,12 @@ class ChatServer:
         """
         with ThreadPoolExecutor(self.concurrency) as pool:
             sent = {pool.submit(self._ask, prompt): i for i, prompt in enumerate(prompts)}
-            for done in as_completed(sent):
-                yield sent[done], done.result()
+            try:
+                for done in as_completed(sent):
+                    yield sent[done], done.result()
+            except BaseException:  # interrupted: what is not yet asked need not be
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def describe(self) -> dict[str, Any]:
         """What is known of what answers depend on; a server keeps its weights to itself."""

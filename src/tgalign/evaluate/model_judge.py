@@ -8,8 +8,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import track
 
@@ -59,6 +60,14 @@ def fill(question: str, response: str) -> str:
     return re.sub(r"\{(question|response)\}", lambda place: texts[place[1]], PROMPT)
 
 
+class _Label(BaseModel, strict=True):
+    """A row of ``model_judge.jsonl``."""
+
+    id: str
+    judge: str
+    label: Literal["refused", "answered", "undetermined", "unparsed", "failed"]
+
+
 def label_each(host: Host, responses: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str]]:
     """Label (question, response) pairs, with a progress bar; why it failed is said at the end.
 
@@ -93,7 +102,7 @@ def label_items(host: Host, rows: Sequence[dict[str, Any]], out: Path) -> list[s
     path, judge = out / JUDGED, f"{host.describe()['name']} {PROMPT_SHA256[:16]}"
     known = {
         name: row
-        for name, row in read_items(path, partial=True).items()
+        for name, row in read_items(path, partial=True, schema=_Label).items()
         if row["judge"] == judge and row["label"] != FAILED
     }
     write_items(path, known.values())

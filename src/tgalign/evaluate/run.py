@@ -122,12 +122,15 @@ def write_items(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(map(_line, rows)))
 
 
-def read_items(path: Path, *, partial: bool = False) -> dict[str, dict[str, Any]]:
+def read_items(
+    path: Path, *, partial: bool = False, schema: type[BaseModel] = _Row
+) -> dict[str, dict[str, Any]]:
     """The rows of an ``items.jsonl`` by id.
 
     Args:
         path: The file; a missing one has no rows if ``partial``.
         partial: Whether the last line may be half written, and is dropped then.
+        schema: What a row has to hold, an ``id`` among it.
 
     Raises:
         UserError: There is no such file, or a line of it is damaged.
@@ -143,7 +146,7 @@ def read_items(path: Path, *, partial: bool = False) -> dict[str, dict[str, Any]
             continue
         try:
             row = json.loads(line)
-            _Row.model_validate(row)
+            schema.model_validate(row)
         except (ValueError, RecursionError) as fault:
             if partial and number == len(lines):
                 break

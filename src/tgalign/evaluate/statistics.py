@@ -202,7 +202,8 @@ def paired_share_difference(
     one, other, total = (int(column) for column in table_N3.sum(axis=0))
     value, n = (one - other) / total, len(items)
     if len({(one - other) / of for one, other, of in items}) == 1:
-        differ, alike = round(abs(value) * n), round(min(one, other) / total * n)
+        differ = round(abs(value) * n)  # the items as if each were one trial
+        alike = min(round(min(one, other) / total * n), n - differ)
         pairs = [(value > 0, value < 0)] * differ + [(True, True)] * alike
         whole = paired_difference(pairs + [(False, False)] * (n - len(pairs)), confidence)
         return Difference(value, min(whole.low, value), max(whole.high, value), total)

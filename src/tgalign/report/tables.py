@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_MARKUP = re.compile(r"[|`<>]|(?<=\])\(|!(?=\[)")
+_MARKUP = re.compile(r"[\\|`<>]|(?<=\])\(|!(?=\[)")
 _FORMULA = re.compile(r"\s*[=+\-@]|[\t\r\n]")
 
 
