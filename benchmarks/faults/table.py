@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+from tgalign.report.tables import markdown_table
 from tgalign.termination import STATUS
 
 TABLE = ("train", "retrieve build", "retrieve attach", "caption", "evaluate", "compare")
@@ -41,18 +42,18 @@ def held(fault: str, row: dict[str, Any], may_lose: int) -> bool:
 def markdown(content: dict[str, Any]) -> str:
     """A row per fault, a column per command: how many of the injected faults it stood."""
     commands = {name: content["commands"][name] for name in TABLE if name in content["commands"]}
-    lines = [["fault", *commands], ["---"] * (len(commands) + 1)]
-    for fault, title in FAULTS.items():
-        cells = [_cell(fault, found) for found in commands.values()]
-        lines.append([title, *cells])
-    lines.append(["seconds undisturbed, from the first file on"])
-    lines[-1] += [f"{found['seconds']:.1f}" for found in commands.values()]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = [
+        [title, *(_cell(fault, found) for found in commands.values())]
+        for fault, title in FAULTS.items()
+    ]
+    seconds = [f"{found['seconds']:.1f}" for found in commands.values()]
+    lines.append(["seconds undisturbed, from the first file on", *seconds])
+    table = markdown_table(["fault", *commands], lines)
     total = sum(len(found.get(fault, [])) for found in commands.values() for fault in FAULTS)
     kills = sum(len(found.get("kill", [])) for found in commands.values())
     versions = ", ".join(f"{name} {said}" for name, said in content["versions"].items())
     return (
-        f"{table}\n\n{total} faults, {kills} of them kills at random moments; seed of the moments "
+        f"{table}\n{total} faults, {kills} of them kills at random moments; seed of the moments "
         f"{content['seed']}; {content['minutes']:.0f} minutes; {versions}\n"
     )
 

@@ -56,11 +56,11 @@ class ConflictLog(TrainerCallback):
 
 
 class SaveAndStop(TrainerCallback):
-    """Save after a step and end the training there, once all processes have agreed on it.
+    """Save after a step and end the training there; several processes agree on the step first.
 
     Attributes:
         stop: Whether this process was asked to.
-        agreed: Whether the step under way is the last.
+        agreed: Whether several processes have agreed that the step under way is the last.
     """
 
     def __init__(self) -> None:

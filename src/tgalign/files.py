@@ -141,6 +141,24 @@ def blamed_on(path: Path, remedy: str) -> Iterator[None]:
         raise UserError(f"{path} is damaged or of another version ({said}): {remedy}") from fault
 
 
+def read_versioned(path: Path, version: int, what: str) -> dict[str, Any]:
+    """Read JSON of ours of a kind whose first files stated no schema version: theirs is 1.
+
+    Args:
+        path: The file.
+        version: As of ``check_schema``.
+        what: As of ``check_schema``.
+
+    Raises:
+        UserError: The file is damaged, or of another version.
+    """
+    found = read_json(path)
+    if isinstance(found, dict):
+        found = {"schema_version": 1} | found
+    check_schema(found, path, version, what)
+    return dict(found)
+
+
 def make_parent(path: Path) -> None:
     """Make the folder that a file or folder will lie in, before any work for it is done.
 

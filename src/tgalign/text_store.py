@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, check_schema, read_json, sha256, write_json
+from tgalign.files import INCOMPLETE, read_versioned, sha256, write_json
 
 # Shape legend: N texts, L layers, D channels, X bytes of a key.
 
@@ -51,8 +51,7 @@ class TextStore:
         self._open: dict[str, Any] = {}
         path = self.folder / _MANIFEST
         if path.is_file():
-            self._manifest = {"schema_version": 1} | read_json(path)  # the first stated none
-            check_schema(self._manifest, path, SCHEMA_VERSION, "kept states of texts")
+            self._manifest = read_versioned(path, SCHEMA_VERSION, "kept states of texts")
             if self._manifest.get("identity") != identity:
                 raise UserError(f"{path} is not about the model and layers asked for: remove it")
             files = self._manifest["files"].items()

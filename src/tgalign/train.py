@@ -21,7 +21,7 @@ from tgalign.data.records import Problem, Record, read_records, require_all_good
 from tgalign.data.sources import image_root_of
 from tgalign.errors import UserError
 from tgalign.execution import compile_layers, half_products, packs, set_up
-from tgalign.files import check_schema, is_free, read_json, sole_writer, write_json
+from tgalign.files import is_free, read_versioned, sole_writer, write_json
 from tgalign.parallel import connect
 from tgalign.pooling import parse_layers
 from tgalign.stage import train_stage
@@ -235,8 +235,7 @@ def _claim(config: TrainConfig) -> None:
     path = config.out / "config.json"
     try:
         if path.is_file():
-            found = {"schema_version": 1} | read_json(path)  # the first runs stated none
-            check_schema(found, path, SCHEMA_VERSION, "a training run")
+            found = read_versioned(path, SCHEMA_VERSION, "a training run")
             del found["schema_version"]
             if parse_config(found, str(path)) != config:
                 raise UserError(

@@ -198,8 +198,6 @@ class TGATrainer(Trainer):
         if self.args.world_size > 1:
             totals = self.accelerator.gather(totals).view(-1, 3).sum(0)
             self._stopping.agreed = bool(totals[2])
-        else:
-            self._stopping.agreed = self._stopping.stop.asked
         for batch in batches:
             batch["num_items"], batch["num_guide_rows"] = totals[0], totals[1]
             if self.is_fsdp_enabled and not batch["caption_mask"].any():

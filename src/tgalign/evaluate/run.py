@@ -18,7 +18,7 @@ from tgalign.evaluate.generate import Prompt, Said
 from tgalign.evaluate.pictures import PictureError, picture_hash
 from tgalign.evaluate.refusal import Verdict, judge
 from tgalign.evaluate.utility import score
-from tgalign.files import check_schema, read_json, write_json, write_text
+from tgalign.files import read_versioned, write_json, write_text
 
 ITEMS, STATE = "items.jsonl", "run.json"
 SCHEMA_VERSION = 1
@@ -239,8 +239,7 @@ def _lasting(host: dict[str, Any]) -> dict[str, Any]:
 def _check_same_run(out: Path, state: dict[str, Any]) -> None:
     path, state = out / STATE, {"schema_version": SCHEMA_VERSION, **state}
     if path.is_file():
-        found = {"schema_version": 1} | read_json(path)  # the first runs stated none
-        check_schema(found, path, SCHEMA_VERSION, "an evaluation under way")
+        found = read_versioned(path, SCHEMA_VERSION, "an evaluation under way")
         if found != state:
             changed = [key for key in state if found.get(key) != state[key]]
             raise UserError(

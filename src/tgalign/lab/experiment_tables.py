@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,7 @@ def table(path: Path) -> str:
     Raises:
         UserError: The file is missing or holds something else.
     """
-    experiments = _experiments(path)
-    with blamed_on(path, "give the results.jsonl of lab experiment"):
-        return _table(experiments)
+    return _made_of(path, _table)
 
 
 def _table(experiments: Sequence[Any]) -> str:
@@ -48,9 +46,7 @@ def conflict_table(path: Path) -> str:
     Raises:
         UserError: The file is missing or holds something else.
     """
-    experiments = _experiments(path)
-    with blamed_on(path, "give the results.jsonl of lab experiment"):
-        return _conflict_table(experiments)
+    return _made_of(path, _conflict_table)
 
 
 def _conflict_table(experiments: Sequence[Any]) -> str:
@@ -77,7 +73,9 @@ def _conflict_table(experiments: Sequence[Any]) -> str:
     return markdown_table(header, lines)
 
 
-def _experiments(path: Path) -> list[Any]:
+def _made_of(path: Path, make: Callable[[Sequence[Any]], str]) -> str:
     if not path.is_file():
         raise UserError(f"no experiments at {path}: expected the results.jsonl of lab experiment")
-    return [row for _, row in read_jsonl(path, "a result of lab experiment")]
+    experiments = [row for _, row in read_jsonl(path, "a result of lab experiment")]
+    with blamed_on(path, "give the results.jsonl of lab experiment"):
+        return make(experiments)
