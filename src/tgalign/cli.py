@@ -208,8 +208,8 @@ def main() -> None:
         if refused is None:
             raise
         typer.echo(
-            f"tgalign: {refused}. Make room, or mend what is refused, and give the same command "
-            "again: it goes on from what was finished",
+            f"tgalign: {refused}, and give the same command again, which goes on from what was "
+            "finished",
             err=True,
         )
         sys.exit(2)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import re
 
-_REFUSED = {
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM")
-    if hasattr(errno, name)
-}
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _SAID = re.compile(
     r"os error (\d+)|PytorchStreamWriter|unexpected pos \d+ vs \d+|requested and \d+ written"
 )
@@ -25,15 +22,20 @@ class UserError(ValueError):
 
 
 def disk_refusal(fault: BaseException) -> str | None:
-    """What the disk refused, if that is what an exception comes from: no room, no permission."""
+    """What the disk refused and how to mend it, if an exception comes from that; else None."""
     link: BaseException | None = fault
     while link is not None:
-        if isinstance(link, OSError) and link.errno in _REFUSED:
-            where = f": {link.filename}" if link.filename else ""
-            return f"{link.strerror}{where}"
         said = _SAID.search(str(link))
-        if said and (said[1] is None or int(said[1]) in _REFUSED):
-            return f"a file could not be written whole ({link})"
+        if isinstance(link, OSError) and link.errno is not None:
+            number = link.errno
+            what = f"{link.strerror}: {link.filename}" if link.filename else str(link.strerror)
+        else:
+            number = int(said[1] or errno.ENOSPC) if said else 0
+            what = f"a file could not be read or written whole ({link})"
+        if number in _FULL:
+            return f"{what}. Make room"
+        if number in _FORBIDDEN:
+            return f"no permission: {what}. Let this user read and write there"
         link = link.__cause__
     return None
 

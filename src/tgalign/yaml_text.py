@@ -23,18 +23,18 @@ def parse_yaml(text: str) -> Any:
             node = loader.get_single_node()
             if node is None:
                 return None
-            if _size(node, {}) > MAX_NODES:
+            if _size(node, {}, loader) > MAX_NODES:
                 raise ValueError(f"more than {MAX_NODES:,} values with its aliases written out")
             return loader.construct_document(node)
         finally:
             loader.dispose()
     except RecursionError:
         raise ValueError("it nests too deep") from None
-    except yaml.YAMLError as fault:
+    except (yaml.YAMLError, AttributeError, KeyError) as fault:  # PyYAML of "!!bool x": KeyError
         raise ValueError(str(fault)) from None
 
 
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
+def _size(node: yaml.Node, known: dict[int, int], loader: yaml.SafeLoader) -> int:
     """Nodes below and with this one, each alias counted as what it stands for; checks the keys."""
     if id(node) in known:
         if not known[id(node)]:
@@ -43,13 +43,25 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     known[id(node)] = 0
     inner: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            line = node.start_mark.line + 1
-            raise ValueError(f"the key {twice!r} stands twice in what begins in line {line}")
+        _check_keys(node, loader)
         inner = [it for pair in node.value for it in pair]
     elif isinstance(node, yaml.SequenceNode):
         inner = node.value
-    known[id(node)] = 1 + sum(_size(it, known) for it in inner)
+    known[id(node)] = 1 + sum(_size(it, known, loader) for it in inner)
     return known[id(node)]
+
+
+def _check_keys(node: yaml.MappingNode, loader: yaml.SafeLoader) -> None:
+    """Refuse keys that a dict would take for one, such as ``1`` and ``0x1``, but not ``"1"``."""
+    met: set[Any] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            # << and = stand for no value.
+            plain = key.tag in ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
+            value = key.value if plain else loader.construct_object(key, deep=True)
+            if value in met:
+                line = node.start_mark.line + 1
+                raise ValueError(
+                    f"the key {key.value!r} stands twice in what begins in line {line}"
+                )
+            met.add(value)

@@ -149,6 +149,9 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: !!python/name:os.system", "could not determine a constructor"),
         ("steps: 1\nsteps: 2", "the key 'steps' stands twice in what begins in line 1"),
         ("- a:\n    b: 1\n    b: 1", "stands twice in what begins in line 2"),
+        ("1: a\n0x1: b", "the key '0x1' stands twice in what begins in line 1"),
+        ("a: !!bool x", "x"),
+        ("!!timestamp x: 1", "groupdict"),
         ("[" * 5000, "nests too deep|while parsing"),
         ("a: \0", "special characters are not allowed"),
         ("a: " + "9" * 5000, "integer string conversion"),
@@ -172,6 +175,32 @@ def test_yaml_of_recipes_is_read_as_pyyaml_does():
     text = "a: &x {b: 1, c: 2}\nd:\n  <<: *x\n  c: 3\ne: *x\nf: [*x, *x]\n"
     assert parse_yaml(text) == yaml.safe_load(text)
     assert parse_yaml("") is None
+    for text in ('1: a\n"1": b', "= : a", "a: {<<: {b: 1}}"):  # none of them stands twice
+        assert parse_yaml(text) == yaml.safe_load(text)
+
+
+def test_the_keys_of_yaml_are_not_compared_each_with_every_other(monkeypatch):
+    import yaml
+
+    compared = []
+
+    class Text(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            compared.append(other)
+            return str(self) == other
+
+    compose = yaml.SafeLoader.compose_scalar_node
+
+    def compose_text(loader, anchor):
+        node = compose(loader, anchor)
+        node.value = Text(node.value)
+        return node
+
+    monkeypatch.setattr(yaml.SafeLoader, "compose_scalar_node", compose_text)
+    assert len(parse_yaml("\n".join(f"k{number}: 1" for number in range(300)))) == 300
+    assert len(compared) < 3000
 
 
 @pytest.mark.parametrize(

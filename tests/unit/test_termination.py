@@ -134,9 +134,23 @@ def test_every_librarys_full_disk_is_told_from_a_bug(tmp_path) -> None:
     )
     said = done.stdout.splitlines()
     assert len(said) == 4 and not any("NOT TOLD" in line for line in said), done.stdout
-    assert said[0] == "File too large"
+    assert said[0] == "File too large. Make room"
+    assert all("Make room" in line for line in said)
     assert disk_refusal(FileNotFoundError(2, "No such file")) is None
     assert disk_refusal(KeyError("os")) is None
+
+
+def test_what_may_not_be_read_is_named_and_asks_for_no_room(tgalign, tmp_path, monkeypatch) -> None:
+    def refuse(runs, _out):
+        raise PermissionError(13, "Permission denied", str(runs[0]))
+
+    monkeypatch.setattr("tgalign.report.runs.report_runs", refuse)  # root may read everything
+    status, _, said = tgalign("report", tmp_path / "mine", "--out", tmp_path / "all")
+    assert status == 2 and f"no permission: Permission denied: {tmp_path}/mine" in said
+    assert "Make room" not in said and "goes on from what was finished" in said
+    inner = RuntimeError('I/O error: Permission denied (os error 13) at path "/x/y"')
+    found = disk_refusal(inner)
+    assert "no permission" in found and "/x/y" in found and "Make room" not in found
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
