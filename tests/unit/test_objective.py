@@ -270,3 +270,38 @@ def test_same_state_tells_near_from_equal():
     expected = torch.eye(4, dtype=torch.bool)
     expected[0, 1] = expected[1, 0] = True
     assert torch.equal(same_state(unit(rows_BD[None]))[0], expected)
+
+
+def test_same_state_of_many_rows_is_not_rounded_by_a_matrix_product():
+    """Pairs a hair nearer and a hair farther than cos = 1 - 1e-6, and more rows than torch's 25."""
+    generator = torch.Generator().manual_seed(2)
+    base_BD = unit(torch.randn(32, 64, generator=generator, dtype=torch.float64))
+    across_BD = torch.randn(32, 64, generator=generator, dtype=torch.float64)
+    across_BD = unit(across_BD - (across_BD * base_BD).sum(1, keepdim=True) * base_BD)
+    near_B = torch.arange(32) % 2 == 0
+    angle_B1 = torch.where(near_B, math.acos(1 - 0.98e-6), math.acos(1 - 1.02e-6))[:, None]
+    turned_BD = base_BD * angle_B1.cos() + across_BD * angle_B1.sin()
+    found_BB = same_state(torch.cat([base_BD, turned_BD]).float())
+    assert torch.equal(found_BB[:32, 32:], torch.diag(near_B))
+
+
+def test_a_state_of_the_least_norm_has_no_direction():
+    x_BD = torch.tensor([[1e-8, 0.0], [0.0, -1.1e-8], [0.0, 0.0]], dtype=torch.float64)
+    assert unit(x_BD).tolist() == [[0.0, 0.0], [0.0, -1.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_row_of_one_layer_and_one_channel(form):
+    image, caption, retrieved = (torch.full((1, 1, 1), x) for x in (2.0, 3.0, -1.0))
+    got = guide_loss(image, caption, retrieved, form=form)
+    assert_losses(got, reference(image, caption, retrieved, form=form), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_center_of_another_dtype_leaves_the_losses_in_float32(dtype):
+    inputs = states(dtype=torch.float32)
+    center_LD = torch.randn(L, D, generator=torch.Generator().manual_seed(9)).to(dtype)
+    options: dict[str, Any] = {"similarity": "centered_cosine", "center_LD": center_LD}
+    got = guide_loss(*inputs, **options)
+    assert all(value.dtype == torch.float32 for value in got.values())
+    assert_losses(got, reference(*inputs, form="paper", **options), tolerance=1e-5)

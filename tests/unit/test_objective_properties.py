@@ -147,6 +147,7 @@ def test_half_precision_gradient_comes_back_in_its_own_dtype():
         ({"pair": "image"}, ["pair 'image'", *PAIRS]),
         ({"progress": 1.5}, ["progress is 1.5", "[0, 1]"]),
         ({"progress": math.nan}, ["progress is nan"]),
+        ({"progress": -0.1}, ["progress is -0.1"]),
         ({"temperature": 0.0}, ["temperature is 0.0", "greater than 0"]),
     ],
 )
@@ -154,6 +155,14 @@ def test_bad_options_are_named(options, words):
     with pytest.raises(UserError) as caught:
         guide_loss(*states(), **options)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_an_unknown_form_is_answered_with_the_list():
+    with pytest.raises(UserError) as caught:
+        guide_loss(*states(), form="papre")
+    assert str(caught.value) == (
+        "unknown form 'papre'; expected one of: paper, released, released_nograd, contrastive, gap"
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,9 +173,10 @@ def test_bad_options_are_named(options, words):
         ({"image_LBD": torch.zeros(B, D)}, ["image_LBD", "(5, 6)", "(layers, rows, channels)"]),
         ({"image_LBD": torch.zeros(0, B, D)}, ["image_LBD", "(0, 5, 6)", "at least one layer"]),
         ({"image_LBD": torch.zeros(L, B, D).long()}, ["image_LBD", "int64", "floating-point"]),
+        ({"image_LBD": torch.zeros(L, B, 0)}, ["(3, 5, 0)", "one layer and one channel"]),
         ({"mask_B": torch.ones(B)}, ["mask_B", "float32", "torch.bool", "(5,)"]),
         ({"retrieved_mask_B": torch.ones(2, dtype=torch.bool)}, ["retrieved_mask_B", "(2,)"]),
-        ({"center_LD": torch.zeros(D)}, ["center_LD", "(6,)", "(3, 6)"]),
+        ({"center_LD": torch.zeros(D)}, ["center_LD", "(6,)", "(3, 6), one centre per layer"]),
     ],
 )
 def test_bad_tensors_are_named(changes, words):
@@ -175,4 +185,5 @@ def test_bad_tensors_are_named(changes, words):
     )
     with pytest.raises(ValueError) as caught:
         guide_loss(**{**arguments, **changes})
+    assert str(caught.value).startswith(f"{next(iter(changes))} ")
     assert all(word in str(caught.value) for word in words)

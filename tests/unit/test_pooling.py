@@ -69,6 +69,15 @@ def test_gradient_reaches_the_span_alone(junk):
     assert torch.equal(hidden_BTD.grad, expected.double())
 
 
+def test_the_mean_of_a_single_token_is_that_token():
+    hidden_BTD = random_states(3, 2, 4)
+    mask_BT = torch.tensor([[True, False], [False, False], [False, True]])
+    mean_BD, present_B = span_mean(hidden_BTD, mask_BT)
+    nothing_D = torch.zeros(4, dtype=torch.float64)
+    assert torch.equal(mean_BD, torch.stack([hidden_BTD[0, 0], nothing_D, hidden_BTD[2, 1]]))
+    assert present_B.tolist() == [True, False, True]
+
+
 def test_gradient_matches_finite_differences():
     hidden_BTD = random_states(2, 4, 3).requires_grad_()
     mask_BT = torch.tensor([[True, False, True, True], [False] * 4])
