@@ -65,6 +65,7 @@ mutation: $(BIN)/.installed-dev ## changes to loss, pooling, judge and statistic
 	rm -rf mutants
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
 	$(BIN)/mutmut results
+	$(BIN)/mutmut results --all true | sed -E 's/^ *(.*)\.x[^.]*: /\1 /' | sort | uniq -c
 
 release-check: $(BIN)/.installed-dev ## archive and wheel; the demo from the wheel, all installed anew
 	rm -rf dist build/clean
