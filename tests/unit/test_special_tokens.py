@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tgalign.data.encode import Encoder
@@ -38,22 +40,31 @@ def test_other_texts_stay_as_they_are(tokenizer):
         assert as_words(tokenizer, as_words(tokenizer, text)) == as_words(tokenizer, text)
 
 
-@pytest.fixture
-def chatml():
-    """A tokenizer of bytes with the special tokens of several families."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+def of_bytes(special, normalizer=None, **added):
+    """A tokenizer of bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bare = Tokenizer(models.BPE({it: number for number, it in enumerate(alphabet)}, []))
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bare.normalizer = normalizers.NFKC()
     bare.decoder = decoders.ByteLevel()
+    if normalizer is not None:
+        bare.normalizer = normalizer
     made = PreTrainedTokenizerFast(tokenizer_object=bare)
-    special = ["<|im_start|>", "<|im_end|>", "[INST]", "</s>", "<bos>", "<start_of_turn>"]
     made.add_special_tokens({"additional_special_tokens": special})
-    made.add_tokens(["<tool_call>", "  ", "word"])  # added, and no special tokens
+    made.add_tokens(["<tool_call>", "<b>", "  ", "word"])  # added, and no special tokens
+    made.chat_template = "{% if tools %}  word <tool_call>{% endif %}"
     return made
+
+
+@pytest.fixture(scope="module")
+def chatml():
+    """A tokenizer with the special tokens of several families."""
+    from tokenizers import normalizers
+
+    special = ["<|im_start|>", "<|im_end|>", "[INST]", "</s>", "<bos>", "<start_of_turn>"]
+    return of_bytes(special, normalizers.NFKC())
 
 
 @pytest.mark.parametrize(
@@ -61,10 +72,78 @@ def chatml():
              "<tool_call>", "<</s>/s>", "\uff1ctool_call>"],
 )  # fmt: skip
 def test_the_tokens_of_other_families_are_words_too(chatml, text):
-    blanks_and_words = set(chatml.convert_tokens_to_ids(["  ", "word"]))
-    assert set(specials(chatml, text)) - blanks_and_words
-    assert not set(specials(chatml, as_words(chatml, text))) - blanks_and_words
-    assert as_words(chatml, "two  blanks and a word") == "two  blanks and a word"
+    harmless = set(chatml.convert_tokens_to_ids(["  ", "word", "<b>"]))
+    assert set(specials(chatml, text)) - harmless
+    assert not set(specials(chatml, as_words(chatml, text))) - harmless
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("two  blanks and a word", None),
+        ("<b>bold</b> \uff1cb\uff1e", None),  # added, but neither special nor of the template
+        ("<BOS> </S> <|IM_END|>", None),  # this tokenizer tells upper case from lower case
+        ("\uff1cbos\uff1e", None),  # and looks for special tokens before it normalizes
+        ("\ufb01ne \u00bd \uff21</s>\ufb01ne", "\ufb01ne \u00bd \uff21< /s>\ufb01ne"),
+        ("\uff21 \uff1ctool_call\uff1e \uff21", "\uff21 \uff1c tool_call\uff1e \uff21"),
+    ],
+)
+def test_what_the_tokenizer_takes_for_no_special_token_stays(chatml, text, words):
+    assert as_words(chatml, text) == (text if words is None else words)
+
+
+@pytest.fixture(scope="module")
+def kinds(tokenizer, chatml):
+    """Tokenizers that look for special tokens in different ways."""
+    from tokenizers import AddedToken, Regex, normalizers
+
+    def of(content, **how):
+        return AddedToken(content, special=True, **how)
+
+    blanks = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    without = normalizers.Sequence([normalizers.Replace(Regex("[\u200b]"), ""), normalizers.NFKC()])
+    late = [of("</S>", normalized=True), of("<mask>", lstrip=True, rstrip=True), of("<a><b>")]
+    return {
+        "lab": tokenizer,
+        "chatml": chatml,
+        "in lower case": of_bytes(late, normalizers.Lowercase()),
+        "blanks as letters": of_bytes([of("</s>", normalized=True), of("<mask>")], blanks),
+        "letters left out": of_bytes([of("<bos>", normalized=True), of("</s>")], without),
+        "whole words": of_bytes([of("<mask>", single_word=True), of("[INST]"), of("INST]]")]),
+    }
+
+
+PIECES = (
+    "<image>", "<user>", "<eos>", "</s>", "</S>", "<mask>", "<MASK>", "<bos>", "<tool_call>",
+    "[INST]", "[INST]]", "<|im_end|>", "<b>", "<a>", "\uff1cbos\uff1e", "<\u200bbos>",
+)  # fmt: skip
+LETTERS = "<>/|[]sSabx \u2581\uff1c\uff1e\u00e9\u00bd\ufb01\u200b\u0301\n"
+
+
+@given(
+    name=st.sampled_from(
+        ["lab", "chatml", "in lower case", "blanks as letters", "letters left out", "whole words"]
+    ),
+    parts=st.lists(st.sampled_from(PIECES) | st.text(LETTERS, max_size=4), max_size=6),
+)
+@settings(deadline=None, max_examples=300, derandomize=True)
+def test_around_what_is_parted_a_text_stays_letter_for_letter(kinds, name, parts):
+    tokenizer, text = kinds[name], "".join(parts)
+    harmless = set(tokenizer.convert_tokens_to_ids(["<b>", "  ", "word"])) - {None}
+
+    def found_in(words):
+        return [it for it in specials(tokenizer, words) if it not in harmless]
+
+    words = as_words(tokenizer, text)
+    assert found_in(words) == []
+    if not found_in(text):
+        assert words == text
+    left = iter(words)  # blanks are put in, and nothing else is done
+    assert all(letter in left for letter in text)
+    put_in = len(words) - len(text)
+    assert words.count(" ") - text.count(" ") == put_in <= 2 * len(parts)
 
 
 def test_training_rows_have_the_template_s_tokens_alone(tokenizer):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -21,31 +22,72 @@ def as_words(tokenizer: Any, text: str) -> str:
     A chat template and the texts in it are tokenized as one string, so a text that imitates the
     template's tokens would end its own turn, begin another's, or stand for a picture. What a
     template writes in ordinary tokens (``[INST]`` of Llama 2) cannot be told from its imitation.
+    All but what the tokenizer itself takes for such a token stays letter for letter.
 
     Args:
         tokenizer: The tokenizer.
         text: A text that is not ours: of data, suites and users.
     """
-    special = _special(tokenizer, len(tokenizer))
-    if special is None:
-        return text
-    if not text.isascii() and special.search(unicodedata.normalize("NFKC", text)):
-        text = unicodedata.normalize("NFKC", text)  # normalizers make < of its wide form
-    while special.search(text):
-        text = special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+    for _ in text:  # one that is parted may uncover another that overlaps with it
+        places = _marks(tokenizer, len(tokenizer), str(tokenizer.chat_template)).parted_at(text)
+        if not places:
+            break
+        for place in reversed(places):
+            text = f"{text[:place]} {text[place:]}"
     return text
 
 
+@dataclass(frozen=True)
+class _Marks:
+    """What a tokenizer takes for a special token.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        ids: The ids of special tokens.
+        writings: How they are written, and what the tokenizer's normalizer makes of that.
+        normalize: What the tokenizer makes of a text before it looks for words.
+    """
+
+    tokenizer: Any
+    ids: frozenset[int]
+    writings: re.Pattern[str]
+    normalize: Callable[[str], str]
+
+    def parted_at(self, text: str) -> list[int]:
+        """Where a blank parts every special token in a text: after its first letter."""
+        if not self._seen_in(text):
+            return []
+        if not self.tokenizer.is_fast:
+            return [found.start() + 1 for found in self.writings.finditer(text)]
+        batch = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        places = []
+        for token, (start, end) in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
+            mark = text[start:end].lstrip()  # some take in the blanks around them
+            # The token for unknown words is special, too, and harmless where it stands for one.
+            if token in self.ids and len(mark) > 1 and self._seen_in(mark):
+                places.append(end - len(mark) + 1)
+        return places
+
+    def _seen_in(self, text: str) -> bool:
+        return bool(self.writings.search(text) or self.writings.search(self.normalize(text)))
+
+
 @functools.lru_cache(maxsize=16)
-def _special(tokenizer: Any, size: int) -> re.Pattern[str] | None:
-    """What a tokenizer matches before it looks at words; ``size`` tells when that has grown."""
-    added = tokenizer.added_tokens_decoder.values()
-    # Added tokens that are not special may be ordinary words, or blanks in a row.
-    marks = {it.content.strip() for it in added if it.special or it.content.startswith(("<", "["))}
-    marks = {it for it in marks if len(it) > 1}
-    ordered = sorted(marks, key=lambda it: (-len(it), it))
-    # Some normalizers write in lower case what is then compared.
-    return re.compile("|".join(map(re.escape, ordered)), re.IGNORECASE) if ordered else None
+def _marks(tokenizer: Any, size: int, template: str) -> _Marks:
+    """The marks of a tokenizer, as long as it has so many tokens and this chat template."""
+    # Of added tokens that are not special, such as <b>, those that the template writes.
+    added = {
+        number: it.content.strip()
+        for number, it in tokenizer.added_tokens_decoder.items()
+        if it.special or (it.content.startswith(("<", "[")) and it.content in template)
+    }
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    normalizer = backend.normalizer if backend is not None else None
+    normalize = normalizer.normalize_str if normalizer is not None else str
+    written = set(added.values()) | {normalize(it).strip(" \u2581") for it in added.values()}
+    ordered = sorted((it for it in written if len(it) > 1), key=lambda it: (-len(it), it))
+    pattern = re.compile("|".join(map(re.escape, ordered)) if ordered else "(?!)")
+    return _Marks(tokenizer, frozenset(added), pattern, normalize)
 
 
 class ChatTemplate:
