@@ -26,9 +26,11 @@ from tgalign.data.spool import Lazy
 from tgalign.errors import UserError
 from tgalign.evaluate.generate import Prompt, answer
 from tgalign.evaluate.refusal import judge
-from tgalign.files import read_json, write_json
+from tgalign.files import INCOMPLETE, digest, read_json, write_json
 
-_FILE = "text_gate.json"
+_FILE, _PART = "text_gate.json", "text_gate-{}" + INCOMPLETE
+_AT_ONCE = 4096
+"""Questions after which what is known is kept."""
 
 
 def refuses(
@@ -71,6 +73,8 @@ class Verdicts:
     def write(self, out: Path) -> None:
         """Keep them for a run that goes on: another machine may hear other answers."""
         write_json(out / _FILE, asdict(self))
+        for part in out.glob(_PART.format("*")):
+            part.unlink()
 
 
 def verdicts_of(
@@ -107,11 +111,9 @@ def verdicts_of(
     captions = [caption for _, caption, _ in asked] + corpus
     questions = [question for _, _, question in asked]
     questions += Counter(questions).most_common(1)[0][:1] * len(corpus)
-    title = "text gate" if progress_bar else None
     share = list(zip(captions, questions, strict=True))
     with PartialState().split_between_processes(share) as mine:
-        found = refuses(model, processor, [c for c, _ in mine], [q for _, q in mine], title=title)
-    said = gather_object(found)
+        said = gather_object(_go_on(out, mine, model, processor, progress_bar))
     if not any(said):
         logging.getLogger(__name__).warning(
             "text gate: the language model refuses none of %d captions and %d texts, so the gate "
@@ -122,6 +124,22 @@ def verdicts_of(
     rows = [row for (row, _, _), refused in zip(asked, said, strict=False) if refused]
     texts = [number for number, refused in enumerate(said[len(asked) :]) if refused]
     return Verdicts(rows, texts)
+
+
+def _go_on(
+    out: Path, share: list[tuple[str, str]], model: Any, processor: Any, progress_bar: bool
+) -> list[bool]:
+    """Verdicts on this process's share of captions and questions, from where a kill cut it off."""
+    path = out / _PART.format(PartialState().process_index)
+    asked = digest([model.name_or_path, share])
+    found = read_json(path) if path.is_file() else {}
+    said: list[bool] = found["said"] if found.get("asked") == asked else []
+    for start in range(len(said), len(share), _AT_ONCE):
+        captions, questions = zip(*share[start : start + _AT_ONCE], strict=True)
+        title = f"text gate, from {start:,} of {len(share):,}" if progress_bar else None
+        said += refuses(model, processor, captions, questions, title=title)
+        write_json(path, {"asked": asked, "said": said})
+    return said
 
 
 def gated(
@@ -159,8 +177,8 @@ def with_companions(
         return rows
 
     def paired(number: int) -> EncodedRecord:
-        digest = hashlib.sha256(f"companion-{number}".encode()).digest()
-        drawn, which = int.from_bytes(digest[:4]) / 2**32, int.from_bytes(digest[4:12])
+        bits = hashlib.sha256(f"companion-{number}".encode()).digest()
+        drawn, which = int.from_bytes(bits[:4]) / 2**32, int.from_bytes(bits[4:12])
         companion = companions[which % len(companions)] if drawn < share else None
         return replace(rows[number], companion=companion)
 

@@ -7,8 +7,10 @@ import dataclasses
 
 import pytest
 
+from tgalign import text_gate
 from tgalign.data.records import Record
 from tgalign.errors import UserError
+from tgalign.files import is_free
 from tgalign.lab.assets import lab_llava, load_lab
 from tgalign.text_gate import Verdicts, gated, refuses, verdicts_of
 
@@ -84,6 +86,33 @@ def test_texts_of_a_corpus_are_asked_about_and_verdicts_are_kept(record, lab, tm
     assert verdicts == Verdicts([], [1])
     verdicts.write(tmp_path)
     assert verdicts_of(tmp_path, rows, [TOXIC, TOXIC], None, None, False) == verdicts
+
+
+def test_a_gate_that_was_cut_off_goes_on(record, lab, tmp_path, monkeypatch):
+    corpus = [BENIGN, TOXIC, BENIGN, TOXIC, BENIGN]
+    rows = [dataclasses.replace(record, caption=BENIGN)]
+    whole = verdicts_of(tmp_path / "whole.incomplete", rows, corpus, *lab, False)
+    monkeypatch.setattr(text_gate, "_AT_ONCE", 2)
+    asked = []
+
+    def ask(model, processor, captions, questions, *, title):
+        if len(asked) == 4:
+            raise SystemExit(143)
+        asked.extend(captions)
+        return refuses(model, processor, captions, questions, title=title)
+
+    monkeypatch.setattr(text_gate, "refuses", ask)
+    with pytest.raises(SystemExit):
+        verdicts_of(tmp_path, rows, corpus, *lab, False)
+    assert is_free(tmp_path)
+    asked.clear()
+    verdicts = verdicts_of(tmp_path, rows, corpus, *lab, False)
+    assert (asked, verdicts) == (corpus[3:], whole)
+    asked.clear()
+    assert verdicts_of(tmp_path, rows, corpus[:3], *lab, False) == Verdicts([], [1])
+    assert asked == [BENIGN, *corpus[:3]]  # other questions: from the beginning
+    verdicts.write(tmp_path)
+    assert [it.name for it in tmp_path.iterdir() if it.is_file()] == ["text_gate.json"]
 
 
 def test_a_gate_that_refuses_nothing_says_so(record, apply, caplog):
