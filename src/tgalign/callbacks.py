@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 from tgalign.diagnose.conflict import gradient_conflict
-from tgalign.files import write_text
+from tgalign.metrics import append_line
 from tgalign.task import AlignmentTask
 from tgalign.termination import Stop
-
-
-def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of a log that come after a step, or were cut by a kill."""
-    if path.exists():
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not line.endswith("\n") or json.loads(line)["step"] > step:
-                break
-            kept.append(line)
-        write_text(path, "".join(kept))
 
 
 class ConflictLog(TrainerCallback):
@@ -51,8 +39,7 @@ class ConflictLog(TrainerCallback):
             line |= {key: values_L.tolist() for key, values_L in found.items()}
             if not state.is_world_process_zero:
                 continue
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self.path, line)
 
 
 class SaveAndStop(TrainerCallback):

@@ -1,15 +1,85 @@
-"""The log of a stage's training, ``metrics.jsonl``, read back."""
+"""The log of a stage's training, ``metrics.jsonl``: written line by line, and read back."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tgalign.files import blamed_on
+from torch import Tensor
+
+from tgalign.files import blamed_on, write_text
+from tgalign.parallel import over_processes
 
 METRICS = "metrics.jsonl"
+_PER_LAYER = ("cosine", "centered_cosine", "caption_retrieval")
+
+
+class MetricsLog:
+    """What is averaged for the next line; several processes have one each and share the lines.
+
+    Losses are sums over a step's batches, averaged over steps; per-layer figures are averaged over
+    batches.
+
+    Args:
+        stage: The folder of the stage, which has its name.
+        writes: Whether this process is the one that writes.
+    """
+
+    def __init__(self, stage: Path, *, writes: bool) -> None:
+        self._path, self._writes = stage / METRICS, writes
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """Count from this step and this moment on."""
+        self._step, self._at = step, time.monotonic()
+        self._sums.clear()
+        self._counts.clear()
+
+    def add(self, outputs: dict[str, Tensor]) -> None:
+        """Take in the named figures of a batch."""
+        for name, value in outputs.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+            self._counts[name] += 1
+
+    def write(self, step: int, more: dict[str, float]) -> None:
+        """Write the line of a step, unless it is written; every process must call it."""
+        if not self._sums:
+            return
+        steps = step - self._step
+        line: dict[str, Any] = {"step": step, "stage": self._path.parent.name}
+        sums, counts = over_processes(self._sums, self._counts)
+        for name, total in sums.items():
+            if name in _PER_LAYER:
+                line[name] = (total / counts[name]).tolist()
+            else:
+                line[name] = float(total / steps)
+        line["step_seconds"] = (time.monotonic() - self._at) / steps
+        self.begin(step)
+        if self._writes:
+            append_line(self._path, line | more)
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Add a line of JSON to a log."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines of a log that come after a step, or were cut by a kill."""
+    if path.exists():
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not line.endswith("\n") or json.loads(line)["step"] > step:
+                break
+            kept.append(line)
+        write_text(path, "".join(kept))
 
 
 def read_metrics(stage: Path) -> list[dict[str, Any]]:

@@ -7,17 +7,22 @@ a recipe trains the same on any number of processes.
 from __future__ import annotations
 
 import os
+import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from tgalign.errors import UserError
 from tgalign.execution import layer_classes
+from tgalign.files import sole_writer
 
 if TYPE_CHECKING:
     from tgalign.config import TrainConfig
@@ -52,6 +57,29 @@ def connect(config: TrainConfig) -> PartialState:
     for stage in config.stages:
         share_of_accumulation(stage.accumulation, stage.name, processes.num_processes)
     return processes
+
+
+@contextmanager
+def sole_writer_of_all(out: Path, processes: PartialState) -> Iterator[None]:
+    """Have the first process hold the lock of ``out`` for all, once all have met.
+
+    Raises:
+        UserError: Another run writes there, or nobody can: in the first process.
+        SystemExit: The same in the others, with the status of a ``UserError``; one says why.
+    """
+    with ExitStack() as lock:
+        refused = None
+        if processes.is_main_process:
+            try:
+                lock.enter_context(sole_writer(out))
+            except UserError as fault:
+                refused = fault
+        (ends,) = broadcast_object_list([refused is not None])
+        if refused is not None:
+            raise refused
+        if ends:
+            sys.exit(2)
+        yield
 
 
 def share_of_accumulation(accumulation: int, stage: str, num_processes: int) -> int:

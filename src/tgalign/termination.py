@@ -1,11 +1,12 @@
 """SIGTERM, which schedulers and containers send before they kill: end in order, keep what is done.
 
 The command line unwinds as after Ctrl-C and exits with ``STATUS``; a training finishes the step it
-is at, saves, and ends then.
+is at, saves, and ends then, for which its workers outlive a SIGTERM to the whole group.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -47,6 +48,24 @@ def postponed() -> Iterator[Stop]:
         yield stop
     if stop.asked:
         signal.raise_signal(signal.SIGTERM)
+
+
+def heed_parent_alone(_worker: int = 0) -> None:
+    """Have a worker process end at its parent's SIGTERM, but not at one sent to the whole group.
+
+    A parent that finishes its step needs the worker until then. Where Linux does not tell who
+    sent a signal, nothing changes.
+    """
+    if sys.platform != "linux":
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager

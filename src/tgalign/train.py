@@ -21,8 +21,8 @@ from tgalign.data.records import Problem, Record, read_records, require_all_good
 from tgalign.data.sources import image_root_of
 from tgalign.errors import UserError
 from tgalign.execution import compile_layers, half_products, packs, set_up
-from tgalign.files import is_free, read_versioned, sole_writer, write_json
-from tgalign.parallel import connect
+from tgalign.files import is_free, read_versioned, write_json
+from tgalign.parallel import connect, sole_writer_of_all
 from tgalign.pooling import parse_layers
 from tgalign.stage import train_stage
 from tgalign.synthetic import Corpus
@@ -53,8 +53,7 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
             ``out`` holds something else; or the processes do not fit the config.
     """
     processes = connect(config)
-    with sole_writer(config.out) if processes.is_main_process else nullcontext():
-        processes.wait_for_everyone()
+    with sole_writer_of_all(config.out, processes):
         return _train_all(config, processes, progress_bar)
 
 

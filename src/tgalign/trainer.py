@@ -14,9 +14,7 @@ Departures from ``transformers.Trainer``, each for one reason:
 
 from __future__ import annotations
 
-import json
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,34 +25,28 @@ from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset, SequentialSampler, Subset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler, Subset
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from tgalign.callbacks import ConflictLog, SaveAndStop, StageProgress, keep_until
+from tgalign.callbacks import ConflictLog, SaveAndStop, StageProgress
 from tgalign.config import StageConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord
 from tgalign.data.order import row_order
 from tgalign.errors import UserError
 from tgalign.files import read_json, write_json
-from tgalign.metrics import METRICS
-from tgalign.parallel import (
-    fsdp_arguments,
-    over_processes,
-    share_of_accumulation,
-    trained_weights,
-)
+from tgalign.metrics import METRICS, MetricsLog, keep_until
+from tgalign.parallel import fsdp_arguments, share_of_accumulation, trained_weights
 from tgalign.sharded_state import load_sharded_optimizer, load_sharded_weights, save_sharded
 from tgalign.task import AlignmentTask
-from tgalign.termination import postponed
+from tgalign.termination import heed_parent_alone, postponed
 from tgalign.training_arguments import training_arguments
 
 WEIGHTS = "trained.safetensors"
 SHARDS = "shards"
 SCHEDULER = "scheduler.json"
-PER_LAYER = ("cosine", "centered_cosine", "caption_retrieval")
 
 
 class TGATrainer(Trainer):
@@ -99,9 +91,6 @@ class TGATrainer(Trainer):
         self.task = task
         self._collator = collator
         self._sharding = fsdp_arguments(task.lvlm, bf16) if fsdp2 else None
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = defaultdict(int)
-        self._logged_step, self._logged_at = 0, time.monotonic()
         order = row_order(
             [len(row.input_ids) for row in rows],
             steps=stage.steps,
@@ -122,6 +111,7 @@ class TGATrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        self._metrics = MetricsLog(folder, writes=args.should_save)
         self._stopping = SaveAndStop()
         self.add_callback(self._stopping)
         if progress_bar:
@@ -155,10 +145,10 @@ class TGATrainer(Trainer):
         if checkpoint and done >= self.stage.steps:  # transformers would make one step more
             self._load_from_checkpoint(checkpoint)
             return
-        self._logged_step, self._logged_at = done, time.monotonic()
+        self._metrics.begin(done)
         with postponed() as self._stopping.stop:
             self.train(resume_from_checkpoint=checkpoint)
-        self._write_metrics({})
+        self._metrics.write(self.state.global_step, {})
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a group per part (projector, LLM), decay on matrices only."""
@@ -181,6 +171,13 @@ class TGATrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self._rows)  # their order is drawn already
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Transformers' own, whose workers give the batches of a last step after SIGTERM too."""
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's wrapping
+        inner.worker_init_fn = heed_parent_alone  # nothing drawn in a worker needs a seed
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -214,49 +211,25 @@ class TGATrainer(Trainer):
     ) -> Any:
         """The task's loss; its named parts are kept for the log."""
         outputs = model(**inputs, progress=self.state.global_step / self.stage.steps)
-        for name, value in outputs.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
-            self._counts[name] += 1
+        self._metrics.add(outputs)
         # Gradients are averaged over processes, the totals are over all of them.
         loss = outputs["loss"] * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the named losses of the steps since the last line, and append to ``metrics.jsonl``.
-
-        Losses are sums over a step's batches, averaged over steps; per-layer figures are averaged
-        over batches.
-        """
+        """Write the named losses of the steps since the last line, too."""
         if "loss" in logs:
-            self._write_metrics({k: logs[k] for k in ("grad_norm", "learning_rate") if k in logs})
+            names = "grad_norm", "learning_rate"
+            self._metrics.write(self.state.global_step, {k: logs[k] for k in names if k in logs})
         super().log(logs, start_time)
-
-    def _write_metrics(self, more: dict[str, float]) -> None:
-        if not self._sums:
-            return
-        steps = self.state.global_step - self._logged_step
-        line: dict[str, Any] = {"step": self.state.global_step, "stage": self.stage.name}
-        sums, counts = over_processes(self._sums, self._counts)
-        for name, total in sums.items():
-            if name in PER_LAYER:
-                line[name] = (total / counts[name]).tolist()
-            else:
-                line[name] = float(total / steps)
-        now = time.monotonic()
-        line["step_seconds"] = (now - self._logged_at) / steps
-        self._logged_step, self._logged_at = self.state.global_step, now
-        line |= more
-        if self.args.should_save:
-            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        self._sums.clear()
-        self._counts.clear()
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.folder / "incomplete")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._write_metrics({})  # a resumed run starts its sums after this step
+        self._metrics.write(
+            self.state.global_step, {}
+        )  # a resumed run starts its sums after this step
         super()._save_checkpoint(model, trial)
         name = f"checkpoint-{self.state.global_step}"
         self.accelerator.wait_for_everyone()

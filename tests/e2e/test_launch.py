@@ -1,6 +1,7 @@
 """The real command line on two processes, by the launcher that people use."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from tgalign.checkpoint import load_llava
+from tgalign.files import sole_writer
 
 
 @pytest.fixture
@@ -53,3 +55,25 @@ def test_torchrun_trains_to_one_checkpoint(recipe, tmp_path):
         "stage1",
     ]
     assert [path.name for path in (tmp_path / "out" / "stage1").iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.slow
+def test_all_processes_end_where_another_run_writes_and_one_says_so(recipe, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with sole_writer(tmp_path / "out"):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tgalign", "train", str(recipe), "--no-progress"],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env=os.environ | common | {"RANK": rank, "LOCAL_RANK": rank},
+            )
+            for rank in ("0", "1")
+        ]  # fmt: skip
+        said = [process.communicate(timeout=600)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    assert "another run is writing to" in said[0]
+    assert "another run is writing to" not in said[1] and "Traceback" not in said[0] + said[1]
