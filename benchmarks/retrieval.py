@@ -37,16 +37,8 @@ from tgalign.retrieval import approximate
 from tgalign.retrieval.build import SHARD_ROWS, add_faiss, write_vectors
 from tgalign.retrieval.embed import LAB, Embedder, Identity
 from tgalign.retrieval.exact import search
-from tgalign.retrieval.index import (
-    MANIFEST,
-    Corpus,
-    Index,
-    Manifest,
-    Shard,
-    pyarrow_module,
-    texts_path,
-    vectors_path,
-)
+from tgalign.retrieval.index import Index, pyarrow_module, texts_path, vectors_path
+from tgalign.retrieval.manifest import MANIFEST, Corpus, Manifest, Shard
 
 # Shape legend: K clusters, N vectors, Q queries, L latent dimensions, D channels.
 

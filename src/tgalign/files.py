@@ -24,9 +24,8 @@ PATIENCE = 10.0
 
 def write_text(path: Path, text: str) -> None:
     """Write beside ``path``, then rename: a kill never leaves half a file there."""
-    beside = path.with_name(path.name + INCOMPLETE)
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    with file_at_once(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -169,6 +168,17 @@ def make_parent(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise UserError(f"cannot write to {path}: {fault}") from None
+
+
+@contextmanager
+def file_at_once(path: Path) -> Iterator[Path]:
+    """A file to write, which becomes ``path`` in one step if the context ends well."""
+    beside = path.with_name(path.name + INCOMPLETE)
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from tgalign.config import StageConfig, TrainConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord
 from tgalign.execution import half_products
+from tgalign.files import file_at_once
 from tgalign.lora import adapters_of, add_adapters, merge_adapters
 from tgalign.parallel import trained_weights
 from tgalign.task import AlignmentTask
@@ -75,9 +76,8 @@ def train_stage(
     main = trainer.accelerator.is_main_process
     weights = trained_weights(model, keep=main)
     if main:
-        beside = end.with_suffix(".incomplete")
-        save_file(weights, beside)
-        beside.replace(end)
+        with file_at_once(end) as beside:
+            save_file(weights, beside)
     if not sharded:
         merge_adapters(model)
     return not sharded

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, read_versioned, sha256, write_json
+from tgalign.files import file_at_once, read_versioned, sha256, write_json
 
 # Shape legend: N texts, L layers, D channels, X bytes of a key.
 
@@ -82,13 +82,11 @@ class TextStore:
         name = f"states-{hashlib.sha256(b''.join(keys)).hexdigest()[:16]}.safetensors"
         keys_NX = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8)
         self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.folder / (name + INCOMPLETE)
-        save_file(
-            {"states_NLD": states_NLD, "keys_NX": keys_NX.view(len(keys), -1).clone()}, beside
-        )
-        about = {"texts": len(keys), "bytes": beside.stat().st_size, "sha256": sha256(beside)}
-        beside.replace(self.folder / name)
-        return {name: about}
+        kept = {"states_NLD": states_NLD, "keys_NX": keys_NX.view(len(keys), -1).clone()}
+        path = self.folder / name
+        with file_at_once(path) as beside:
+            save_file(kept, beside)
+        return {name: {"texts": len(keys), "bytes": path.stat().st_size, "sha256": sha256(path)}}
 
     def list_files(self, about: dict[str, Any]) -> None:
         """Take files into the manifest, and their states into use; all processes are told all."""

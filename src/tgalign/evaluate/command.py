@@ -236,13 +236,12 @@ def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from tgalign.files import INCOMPLETE
+    from tgalign.files import file_at_once
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = pa.Table.from_pylist([{key: row.get(key) for key in columns} for row in rows])
-    beside = path.with_name(path.name + INCOMPLETE)
-    pq.write_table(table, beside)
-    beside.replace(path)
+    with file_at_once(path) as beside:
+        pq.write_table(table, beside)
 
 
 def print_evaluation(results: dict[str, Any], console: Console) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, sha256
+from tgalign.files import file_at_once, sha256
 from tgalign.retrieval.exact import search
 
 # Shape legend: N texts, Q queries, K neighbours, D channels.
@@ -151,11 +151,9 @@ def set_effort(index: Any, effort: int) -> None:
 
 def write(index: Any, path: Path) -> str:
     """Write an index beside ``path`` and rename it; returns its checksum."""
-    beside = path.with_name(path.name + INCOMPLETE)
-    faiss_module().write_index(index, str(beside))
-    digest = sha256(beside)
-    beside.replace(path)
-    return digest
+    with file_at_once(path) as beside:
+        faiss_module().write_index(index, str(beside))
+    return sha256(path)
 
 
 def read(path: Path, *, count: int, dimension: int, effort: int) -> Any:

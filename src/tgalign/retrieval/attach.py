@@ -21,11 +21,20 @@ from torch import Tensor
 from tgalign.data.pictures import read_picture
 from tgalign.data.records import Record, parse_record
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, read_json, sha256, sole_writer, write_json, write_text
+from tgalign.files import (
+    INCOMPLETE,
+    file_at_once,
+    read_json,
+    sha256,
+    sole_writer,
+    write_json,
+    write_text,
+)
 from tgalign.retrieval.approximate import recall_at
 from tgalign.retrieval.embed import Embedder
-from tgalign.retrieval.index import MANIFEST, Index
+from tgalign.retrieval.index import Index
 from tgalign.retrieval.jobs import Engine, Worker, run_shards
+from tgalign.retrieval.manifest import MANIFEST
 from tgalign.retrieval.nearest import Found, Rules, nearest, shuffle
 from tgalign.retrieval.tally import Tally
 
@@ -278,20 +287,18 @@ class _Rows:
 def _gather(job: Job, out: Path, report: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Put the shards together and say what was met."""
     tally, faults = Tally(), []
-    beside = out.with_name(out.name + INCOMPLETE)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with beside.open("wb") as file:
-        for shard in range(len(job.offsets) - 1):
-            with _rows_path(job.work, shard).open("rb") as part:
-                shutil.copyfileobj(part, file)
-            counts = read_json(_counts_path(job.work, shard))
-            faults += counts.pop("faults")
-            tally.add(counts)
-    if not tally.rows:
-        beside.unlink()
-        raise UserError(f"{job.records} holds no record: expected one JSON object a line")
-    said = tally.as_dict() | {"faults": faults, "settings": settings}
-    write_json(report, said)
-    beside.replace(out)
+    with file_at_once(out) as beside:
+        with beside.open("wb") as file:
+            for shard in range(len(job.offsets) - 1):
+                with _rows_path(job.work, shard).open("rb") as part:
+                    shutil.copyfileobj(part, file)
+                counts = read_json(_counts_path(job.work, shard))
+                faults += counts.pop("faults")
+                tally.add(counts)
+        if not tally.rows:
+            raise UserError(f"{job.records} holds no record: expected one JSON object a line")
+        said = tally.as_dict() | {"faults": faults, "settings": settings}
+        write_json(report, said)
     shutil.rmtree(job.work)
     return said

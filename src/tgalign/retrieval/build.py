@@ -12,26 +12,28 @@ from typing import Any, Literal
 import numpy as np
 
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, read_json, sha256, sole_writer, write_json
+from tgalign.files import INCOMPLETE, file_at_once, read_json, sha256, sole_writer, write_json
 from tgalign.retrieval import approximate
 from tgalign.retrieval.approximate import Kind
 from tgalign.retrieval.corpus import Source, Text, mix
 from tgalign.retrieval.embed import LAB, Embedder, Identity
 from tgalign.retrieval.index import (
     FAISS,
-    MANIFEST,
-    Approximate,
-    Corpus,
     Index,
-    Manifest,
-    Shard,
     pyarrow_module,
-    read_manifest,
     read_vectors,
     texts_path,
     vectors_path,
 )
 from tgalign.retrieval.jobs import Engine, Worker, run_shards
+from tgalign.retrieval.manifest import (
+    MANIFEST,
+    Approximate,
+    Corpus,
+    Manifest,
+    Shard,
+    read_manifest,
+)
 
 SHARD_ROWS = 16_384
 _SETTINGS, _SOURCES = "settings.json", "sources.json"
@@ -136,10 +138,8 @@ def add_faiss(folder: Path, kind: Kind = "auto") -> None:
 
 def write_vectors(path: Path, vectors_ND: Any) -> None:
     """Write vectors beside ``path``, then rename."""
-    beside = path.with_name(path.name + INCOMPLETE)
-    with beside.open("wb") as file:
+    with file_at_once(path) as beside, beside.open("wb") as file:
         np.save(file, np.asarray(vectors_ND, dtype=np.float32), allow_pickle=False)
-    beside.replace(path)
 
 
 def _digest(source: Source) -> dict[str, str]:
