@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tgalign.data.encode import GuideSpan
 from tgalign.diagnose.diagnosed_layers import DIAGNOSED, diagnosed_layers
 from tgalign.errors import UserError
 from tgalign.objective import Form, Pair, Similarity
@@ -175,6 +176,9 @@ class TrainConfig(_Strict):
         cache_vision: Keep the frozen vision tower's features of every picture in memory.
         cache_text: Keep the states of captions and retrieved texts wherever the reference does not
             move: true, in memory; a folder, on disk, where other runs find them too.
+        guide_span: Whose mean states the guide pulls: those of the ``picture``, towards those of
+            the caption (the paper), or those of the ``question`` read after the picture, up to the
+            answer, towards those of the same question read after the caption.
         text_gate: Learn no answer about a picture where the LLM, told the caption in the picture's
             place, refuses (``tgalign.text_gate``).
         companions: Share of the rows beside which such a picture, for the guide alone, is put into
@@ -208,6 +212,7 @@ class TrainConfig(_Strict):
     workers: int = Field(0, ge=0)
     cache_vision: bool = False
     cache_text: bool | Path = False
+    guide_span: GuideSpan = "picture"
     text_gate: bool = False
     companions: float = Field(0.0, ge=0, le=1)
     synthetic: SyntheticConfig | None = None

@@ -97,7 +97,7 @@ def run_demo(
                 found = {arm: run.measured(arm) for arm in ["base", *arms]}
                 # The longest first: what is left for the end is short.
                 left = [arm for arm in found if not found[arm]]
-                todo = sorted(left, key=lambda arm: arm != "tga")
+                todo = sorted(left, key=lambda arm: not arm.startswith("tga"))
                 if todo:
                     _prepare(run, console)
                     watch = _bars(run, todo) if jobs > 1 else None

@@ -114,6 +114,7 @@ def _measured_tokens(config: TrainConfig, stage: StageConfig) -> float | None:
         llava.image_seq_length,
         max_length=config.max_length,
         retrieved_in_prompt=stage.retrieved_in_prompt,
+        guide_span=config.guide_span,
     )
     root = config.image_root or image_root_of(config.records)
     rows = read(open_source(config.records), root, verify=False)

@@ -26,6 +26,7 @@ from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import IMAGE_TOKEN, Record, require_all_good
 from tgalign.errors import UserError
 from tgalign.files import is_unicode, read_jsonl
+from tgalign.text_gate import usual_question
 from tgalign.vision_cache import VisionCache
 
 
@@ -109,9 +110,9 @@ class Corpus:
                 "synthetic pictures need records with an image and a caption: there is none"
             )
         texts = read_texts(config.texts)
-        name = config.texts.name
+        name, question = config.texts.name, usual_question(records)
         made = [
-            Record(number, Path(f"{name}:{number}"), text, None, (("user", "?"),))
+            Record(number, Path(f"{name}:{number}"), text, None, (("user", question),))
             for number, text in enumerate(texts, start=1)
         ]
         rows, problems = encoder.encode_all(made, name)

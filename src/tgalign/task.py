@@ -73,6 +73,7 @@ class AlignmentTask(nn.Module):
         labels: Tensor,
         caption_mask: Tensor,
         retrieved_mask: Tensor,
+        question_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         text_input_ids: Tensor | None = None,
         text_attention_mask: Tensor | None = None,
@@ -93,6 +94,7 @@ class AlignmentTask(nn.Module):
             labels: What is learnt, -100 elsewhere, (B, T).
             caption_mask: Rows with an image and a caption, (B,).
             retrieved_mask: Rows with a retrieved text besides, (B,).
+            question_mask: True on the tokens that are averaged in place of the picture's, (B, T).
             pixel_values: One entry per image token span of ``input_ids``, in order.
             text_input_ids: The captions of the rows in ``caption_mask``, then the retrieved texts
                 of those in ``retrieved_mask``.
@@ -136,8 +138,10 @@ class AlignmentTask(nn.Module):
         losses: dict[str, Any] = {"loss": outputs.loss, "ce": outputs.loss}
         if not guided:
             return losses
-        image_BT = input_ids == self.lvlm.config.image_token_id
-        image_LBD, _ = pool_layers(outputs.hidden_states, self.layers, image_BT)
+        guided_BT = question_mask
+        if guided_BT is None:
+            guided_BT = input_ids == self.lvlm.config.image_token_id
+        image_LBD, _ = pool_layers(outputs.hidden_states, self.layers, guided_BT)
         num_captions = int(caption_mask.sum())
         if text_states is not None:
             text_LBD = text_states.transpose(0, 1)

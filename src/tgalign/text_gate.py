@@ -110,7 +110,7 @@ def verdicts_of(
         raise UserError("text_gate asks about captions of pictures, and no row has both")
     captions = [caption for _, caption, _ in asked] + corpus
     questions = [question for _, _, question in asked]
-    questions += Counter(questions).most_common(1)[0][:1] * len(corpus)
+    questions += [usual_question(records)] * len(corpus)
     share = list(zip(captions, questions, strict=True))
     with PartialState().split_between_processes(share) as mine:
         said = gather_object(_go_on(out, mine, model, processor, progress_bar))
@@ -140,6 +140,12 @@ def _go_on(
         said += refuses(model, processor, captions, questions, title=title)
         write_json(path, {"asked": asked, "said": said})
     return said
+
+
+def usual_question(records: Sequence[Record]) -> str:
+    """The first question that most pictures with a caption have; there is one at least."""
+    asked = (it.messages[0][1] for it in records if it.image is not None and it.caption is not None)
+    return Counter(asked).most_common(1)[0][0]
 
 
 def gated(

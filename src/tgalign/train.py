@@ -226,6 +226,7 @@ def _encoder(
         model.config.image_seq_length,
         max_length=config.max_length,
         retrieved_in_prompt=retrieved_in_prompt,
+        guide_span=config.guide_span,
     )
 
 

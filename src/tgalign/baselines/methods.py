@@ -21,6 +21,7 @@ from tgalign.baselines import (
     shiftdc,
     textual_unlearning,
     tga,
+    tga_question,
     vlguard,
 )
 from tgalign.baselines.defence import Calibration
@@ -32,6 +33,7 @@ TRAININGS: dict[str, Training] = {
     "released_nograd": released_nograd.METHOD,
     "paper": paper.METHOD,
     "tga": tga.METHOD,
+    "tga_question": tga_question.METHOD,
     "refusal_on_benign": refusal_on_benign.METHOD,
     "textual_unlearning": textual_unlearning.METHOD,
     "modality_gap": modality_gap.METHOD,

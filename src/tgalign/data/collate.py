@@ -57,6 +57,10 @@ class Collator:
             "caption_mask": torch.tensor([row.caption is not None for row in rows]),
             "retrieved_mask": torch.tensor([row.retrieved is not None for row in rows]),
         }
+        if any(row.question is not None for row in rows):
+            batch["question_mask"] = torch.zeros_like(ids_BT, dtype=torch.bool)
+            for number, row in enumerate(rows):
+                batch["question_mask"][number, slice(*(row.question or (0, 0)))] = True
         images = [row.image for row in rows if row.image is not None]
         if images:
             batch["pixel_values"] = self.load_pixels(images)

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tgalign.data.records import IMAGE_TOKEN, Problem, Record
 from tgalign.data.rendering import ChatTemplate, as_words
@@ -46,6 +46,8 @@ class EncodedRecord:
         caption: The caption's ids and span, or None.
         retrieved: The retrieved text's ids and span, or None.
         companion: A row that goes into the same batch, or None (``tgalign.text_gate``).
+        question: The half-open range of ``input_ids`` that is averaged in the picture's place, or
+            None: the picture is.
     """
 
     input_ids: list[int]
@@ -54,6 +56,11 @@ class EncodedRecord:
     caption: Span | None
     retrieved: Span | None
     companion: EncodedRecord | None = None
+    question: tuple[int, int] | None = None
+
+
+GuideSpan = Literal["picture", "question"]
+"""Whose mean states are guided: the picture's, or those of the question read after it."""
 
 
 class Encoder:
@@ -65,6 +72,7 @@ class Encoder:
         max_length: Longest conversation in tokens.
         retrieved_in_prompt: Share of the rows with an R in which it stands before the image in the
             first user turn; which rows these are depends on nothing but their number.
+        guide_span: Which tokens are averaged (``TrainConfig``).
     """
 
     def __init__(
@@ -74,11 +82,13 @@ class Encoder:
         *,
         max_length: int,
         retrieved_in_prompt: float,
+        guide_span: GuideSpan = "picture",
     ) -> None:
         self.tokenizer = tokenizer
         self.image_seq_length = image_seq_length
         self.max_length = max_length
         self.retrieved_in_prompt = retrieved_in_prompt
+        self.guide_span = guide_span
         self._template = ChatTemplate(tokenizer)
         self._other = self._template.render(
             [{"role": "user", "content": [{"type": "text", "text": "\0"}]}]
@@ -91,8 +101,9 @@ class Encoder:
             ValueError: The row is too long, or has nothing to learn from.
         """
         ids, labels = self._conversation(record)
-        caption = self._span(record.caption) if record.image else None
-        retrieved = self._span(record.retrieved) if caption and record.retrieved else None
+        read = record.messages[0][1] if self.guide_span == "question" else None
+        caption = self._span(record.caption, read) if record.image else None
+        retrieved = self._span(record.retrieved, read) if caption and record.retrieved else None
         spans = [span for span in (caption, retrieved) if span is not None]
         longest = max([len(ids), *(len(span.input_ids) for span in spans)])
         if longest > self.max_length:
@@ -102,7 +113,11 @@ class Encoder:
             )
         if caption is None and all(label == IGNORE_INDEX for label in labels):
             raise ValueError("no token to learn and no caption to align to")
-        return EncodedRecord(ids, labels, record.image, caption, retrieved)
+        question = self._question(ids, labels) if caption and read is not None else None
+        for start, end in [question, (caption.start, caption.end)] if question else []:
+            if start >= end:
+                raise ValueError("nothing is read between the picture and the answer: no question")
+        return EncodedRecord(ids, labels, record.image, caption, retrieved, question=question)
 
     def encode_all(
         self, records: Iterable[Record], file: str
@@ -127,11 +142,12 @@ class Encoder:
                     items.insert(0, {"type": "text", "text": text})
             turns.append({"role": role, "content": items})
         text, learnt = self._template.render_learnt(turns)
+        if not learnt and self.guide_span == "question":
+            text = self._template.render(turns, add_generation_prompt=True)
         starts = [start for start, _ in learnt]
-        batch = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, labels = [], []
         image_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        for token, (start, end) in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
+        for token, (start, end) in zip(*self._tokens(text), strict=True):
             repeats = self.image_seq_length if token == image_id else 1
             turn = bisect.bisect_right(starts, start) - 1
             inside = end > start and turn >= 0 and end <= learnt[turn][1]
@@ -139,14 +155,28 @@ class Encoder:
             labels += [token if inside else IGNORE_INDEX] * repeats
         return ids, labels
 
+    def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        batch = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return batch["input_ids"], batch["offset_mapping"]
+
     @staticmethod
     def _draw(row: int) -> float:
         """A fixed number in [0, 1) for a row."""
         # A checksum such as CRC-32 would favour some last digits and never two rows in a row.
         return int.from_bytes(hashlib.sha256(str(row).encode()).digest()[:4]) / 2**32
 
-    def _span(self, text: str | None) -> Span | None:
-        """A text where the image would stand; nothing after it can change its states (causal)."""
+    def _question(self, ids: list[int], labels: list[int]) -> tuple[int, int]:
+        """What is read after the picture and before the first answer."""
+        image_id: Any = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        start = len(ids) - ids[::-1].index(image_id)
+        learnt = (at for at, label in enumerate(labels) if label != IGNORE_INDEX)
+        return start, next(learnt, len(ids))
+
+    def _span(self, text: str | None, question: str | None = None) -> Span | None:
+        """A text where the image would stand; nothing after it can change its states (causal).
+
+        With a question, the question and what the template adds are the span, not the text.
+        """
         if text is None:
             return None
         text = as_words(self.tokenizer, text)
@@ -161,15 +191,24 @@ class Encoder:
                 f"the chat template changes the text {text[:40]!r}: no span to average"
             )
         last = first + len(text)
-        batch = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        if question is not None:
+            items = [text, as_words(self.tokenizer, question)]
+            content = [{"type": "text", "text": it} for it in items]
+            rendered = self._template.render(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+            ids, offsets = self._tokens(rendered)
+            read = (number for number, (start, _) in enumerate(offsets) if start >= last)
+            return Span(ids, next(read, len(ids)), len(ids))
+        ids, offsets = self._tokens(rendered)
         inside = [
             number
-            for number, (start, end) in enumerate(batch["offset_mapping"])
+            for number, (start, end) in enumerate(offsets)
             if end > start and start < last and end > first
         ]
         if not inside:
             raise ValueError(f"the text {text[:40]!r} has no token")
-        return Span(batch["input_ids"][: inside[-1] + 1], inside[0], inside[-1] + 1)
+        return Span(ids[: inside[-1] + 1], inside[0], inside[-1] + 1)
 
 
 def _one_turn(text: str) -> list[dict[str, Any]]:

@@ -65,16 +65,18 @@ def spool_encoded(rows: Iterable[EncodedRecord]) -> Sequence[EncodedRecord]:
         spans = [
             span and (span.input_ids, span.start, span.end) for span in (it.caption, it.retrieved)
         ]
-        return it.input_ids, it.labels, None if it.image is None else str(it.image), *spans
+        image = None if it.image is None else str(it.image)
+        return it.input_ids, it.labels, image, *spans, it.question
 
     def unpack(data: Any) -> EncodedRecord:
-        input_ids, labels, image, caption, retrieved = data
+        input_ids, labels, image, caption, retrieved, question = data
         return EncodedRecord(
             input_ids,
             labels,
             None if image is None else Path(image),
             None if caption is None else Span(*caption),
             None if retrieved is None else Span(*retrieved),
+            question=None if question is None else tuple(question),
         )
 
     return _spool(rows, pack, unpack)

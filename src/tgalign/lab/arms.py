@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from tgalign.config import ObjectiveConfig, StageConfig, SyntheticConfig, TrainConfig
+from tgalign.data.encode import GuideSpan
 from tgalign.lab.assets import ASSETS, CLIP
 
 
@@ -20,6 +21,7 @@ class Arm:
         text_gate: Whether answers that the LLM refuses in words are not learnt.
         companions: Share of the rows with a picture beside them that the LLM refuses in words.
         synthetic: Whether pictures are made of texts for this.
+        guide_span: Whose mean states the guide pulls (``TrainConfig``).
     """
 
     stage1: ObjectiveConfig
@@ -27,6 +29,7 @@ class Arm:
     text_gate: bool = False
     companions: float = 0.0
     synthetic: bool = False
+    guide_span: GuideSpan = "picture"
 
 
 _CE = ObjectiveConfig(weight=0.0)
@@ -42,11 +45,22 @@ _TGA = ObjectiveConfig(
 )
 # In stage 2 the guide fades out, as in the published code.
 _FADING = _TGA.model_copy(update={"schedule": "linear_decay"})
+# A question is the same tokens after a picture and after its caption: state 0 says nothing.
+_QUESTION = _TGA.model_copy(update={"layers": "1-6"})
+_QUESTION_FADING = _FADING.model_copy(update={"layers": "1-6"})
 ARMS: dict[str, Arm] = {
     "ce": Arm(_CE, _CE),
     "released_nograd": Arm(_RELEASED_NOGRAD, _RELEASED_NOGRAD),
     "paper": Arm(_PAPER, _PAPER),
     "tga": Arm(_TGA, _FADING, text_gate=True, companions=0.1, synthetic=True),
+    "tga_question": Arm(
+        _QUESTION,
+        _QUESTION_FADING,
+        text_gate=True,
+        companions=0.1,
+        synthetic=True,
+        guide_span="question",
+    ),
     # What of tga does it: without the one, without the other, and without the guide.
     "tga_plain": Arm(_TGA, _FADING),
     "tga_gate": Arm(_TGA, _FADING, text_gate=True),
@@ -101,6 +115,7 @@ def arm_config(
         attention="eager",
         cache_vision=True,
         cache_text=True,
+        guide_span=arm.guide_span,
         text_gate=arm.text_gate,
         companions=arm.companions,
         synthetic=synthetic,

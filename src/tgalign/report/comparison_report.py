@@ -9,7 +9,7 @@ from tgalign.baselines.comparison import COLUMNS, LEVEL, title
 from tgalign.report import svg
 from tgalign.report.page import render_page
 from tgalign.report.panels import Panel
-from tgalign.report.verdict import joined, label, number, share
+from tgalign.report.verdict import OURS, joined, label, main_of, number, share
 
 
 def render(comparison: Mapping[str, Any]) -> str:
@@ -47,23 +47,24 @@ def render(comparison: Mapping[str, Any]) -> str:
 
 
 def headline(comparison: Mapping[str, Any]) -> str:
-    """Whether TGA is on the Pareto front, and if not, what beats it."""
+    """Whether the best of ours is on the Pareto front, and if not, what beats it."""
     methods = comparison["methods"]
-    if "tga" not in methods:
+    if not any(name in methods for name in OURS):
         return f"On the Pareto front: {joined([label(name) for name in comparison['pareto']])}"
-    if "tga" in comparison["pareto"]:
-        return "No other method beats TGA on DSR, over-refusal and naming at once"
-    ours = methods["tga"]
+    mine = main_of(methods)
+    if mine in comparison["pareto"]:
+        return f"No other method beats {label(mine)} on DSR, over-refusal and naming at once"
+    ours = methods[mine]
 
     better = [
         label(name)
         for name, found in methods.items()
-        if name != "tga"
+        if name != mine
         and found["dsr"]["rate"] >= ours["dsr"]["rate"]
         and found["over_refusal"]["rate"] <= ours["over_refusal"]["rate"]
         and found["named"]["rate"] >= ours["named"]["rate"]
     ]
-    return f"TGA is beaten by {joined(better)}"
+    return f"{label(mine)} is beaten by {joined(better)}"
 
 
 def draw_tradeoff(

@@ -1,0 +1,14 @@
+"""TGA where the picture is read: the guide pulls the states of the question after it."""
+
+from tgalign.baselines.method import Training
+
+METHOD = Training(
+    paper="This project, after Xu et al., ICLR 2025, arXiv 2410.12662",
+    what="As `tga`, but the states pulled are those of the question read after the picture, "
+    "towards those of the same question read after the caption.",
+    departure="As `tga`, and the span: states 1 to N of the question's tokens and of what the chat "
+    "template adds up to the answer. They decide the answer, so this passes on more than the "
+    "paper's loss does, still without a label or a refusal to a picture. Chosen on one seed of the "
+    "development things.",
+    arm="tga_question",
+)
