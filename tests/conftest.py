@@ -174,13 +174,14 @@ def encode(processor: Any, composed: tuple[Any, Any]) -> Callable[..., list[Enco
     """A function that encodes records for the tiny LLaVA."""
 
     def encode_records(
-        records: list[Record], retrieved_in_prompt: float = 0.0
+        records: list[Record], retrieved_in_prompt: float = 0.0, **options: Any
     ) -> list[EncodedRecord]:
         encoder = Encoder(
             processor.tokenizer,
             composed[0].config.image_seq_length,
             max_length=200,
             retrieved_in_prompt=retrieved_in_prompt,
+            **options,
         )
         return [encoder.encode(record) for record in records]
 

@@ -21,14 +21,13 @@ def record(*turns, row=1, image=IMAGE, caption=None, retrieved=None):
 
 @pytest.fixture
 def encoder(tokenizer):
-    def make(max_length=200, retrieved_in_prompt=0.0, template=None, image_seq_length=SEATS):
+    def make(template=None, image_seq_length=SEATS, **options):
         used = tokenizer
         if template is not None:
             used = copy.deepcopy(tokenizer)
             used.chat_template = template
-        return Encoder(
-            used, image_seq_length, max_length=max_length, retrieved_in_prompt=retrieved_in_prompt
-        )
+        options = {"max_length": 200, "retrieved_in_prompt": 0.0} | options
+        return Encoder(used, image_seq_length, **options)
 
     return make
 
@@ -106,6 +105,51 @@ def test_spans_stand_where_the_image_would_and_decode_to_their_texts(encoder, to
         assert tokenizer.decode(span.input_ids[span.start : span.end]) == text
         assert span.input_ids == ids(tokenizer, f"<bos> <user> {text}")
         assert (span.start, span.end) == (2, len(span.input_ids))
+
+
+ANSWERED = (USER, "what ?"), (ASSISTANT, "a cat ."), (USER, "color ?"), (ASSISTANT, "red .")
+
+
+@pytest.mark.parametrize("turns", [ANSWERED, ANSWERED[:1]], ids=["answered", "not answered"])
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["R apart", "R in the prompt"])
+def test_the_question_after_the_picture_is_that_after_the_texts(turns, share, encoder, tokenizer):
+    made = encoder(guide_span="question", retrieved_in_prompt=share)
+    row = made.encode(record(*turns, caption=CAPTION, retrieved=RETRIEVED))
+    read = ids(tokenizer, "what ? <assistant>")
+    assert row.input_ids[slice(*row.question)] == read
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    assert row.input_ids[row.question[0] - 1] == image_id
+    assert image_id not in row.input_ids[row.question[0] :]
+    assert set(row.labels[: row.question[1]]) == {IGNORE_INDEX}
+    for span, text in ((row.caption, CAPTION), (row.retrieved, RETRIEVED)):
+        assert span.input_ids[span.start : span.end] == read
+        assert span.input_ids == ids(tokenizer, f"<bos> <user> {text} what ? <assistant>")
+
+
+def test_the_span_changes_nothing_that_is_learnt(encoder):
+    source = record(*ANSWERED, caption=CAPTION)
+    question, picture = encoder(guide_span="question").encode(source), encoder().encode(source)
+    assert (question.input_ids, question.labels) == (picture.input_ids, picture.labels)
+    assert picture.question is None
+
+
+def test_rows_without_picture_or_caption_have_no_question(encoder):
+    made = encoder(guide_span="question")
+    for without in ({"image": None, "caption": CAPTION}, {"caption": None}):
+        row = made.encode(record(*ANSWERED, **without))
+        assert (row.question, row.caption) == (None, None)
+
+
+def test_nothing_between_picture_and_answer_is_a_problem(encoder):
+    bare = (
+        "{% for message in messages %}{% for item in message['content'] %}"
+        "{{ '<image>' if item['type'] == 'image' else item['text'] }} {% endfor %}{% endfor %}"
+    )
+    rows, problems = encoder(template=bare, guide_span="question").encode_all(
+        [record((USER, ""), (ASSISTANT, "a cat ."), row=4, caption=CAPTION)], "data.jsonl"
+    )
+    assert not rows
+    assert str(problems[0]).startswith("data.jsonl:4: nothing is read between the picture and the")
 
 
 def test_without_a_caption_no_retrieved_states_are_needed(encoder):

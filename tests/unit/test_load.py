@@ -156,7 +156,11 @@ def test_pictures_in_rows_are_unpacked_for_the_run_and_removed_after_it(
 
 def test_spooled_rows_are_what_was_spooled(rows, encode):
     encoded = encode(rows.records, 0.5)
-    for spool, items in ((spool_records, rows.records), (spool_encoded, encoded)):
+    read = encode(rows.records, 0.5, guide_span="question")
+    assert any(row.question for row in read)
+    for spool, items in (
+        (spool_records, rows.records), (spool_encoded, encoded), (spool_encoded, read),
+    ):  # fmt: skip
         spooled = spool(iter(items))
         assert len(spooled) == len(items)
         assert list(spooled) == items

@@ -60,8 +60,8 @@ def same(first, second):
     )
 
 
-def alone(model, batch, row, layers):
-    """Mean states (L, D) of one row's image tokens, run by itself without padding."""
+def alone(model, batch, row, layers, question=None):
+    """Mean states (L, D) of one row's image tokens or its question's, run without padding."""
     kept = batch["attention_mask"][row].bool()
     ids_BT = batch["input_ids"][row : row + 1, kept]
     image_BT = ids_BT == model.config.image_token_id
@@ -72,7 +72,8 @@ def alone(model, batch, row, layers):
         pixel_values=batch["pixel_values"][number : number + 1],
         output_hidden_states=True,
     ).hidden_states
-    return torch.stack([states[layer][0, image_BT[0]].mean(0) for layer in layers])
+    read = image_BT[0] if question is None else slice(*question)
+    return torch.stack([states[layer][0, read].mean(0) for layer in layers])
 
 
 def text_alone(model, span, layers):
@@ -82,9 +83,13 @@ def text_alone(model, span, layers):
     )
 
 
+@pytest.mark.parametrize("guide_span", ["picture", "question"])
 @pytest.mark.parametrize("layers", ["all", [1, 3], "0-2", [-1], [3, 1]])
-def test_the_guide_of_a_batch_is_that_of_its_rows_run_alone(layers, llava, rows, encode, batch):
-    encoded = encode(rows.records, 0.5)
+def test_the_guide_of_a_batch_is_that_of_its_rows_run_alone(
+    layers, guide_span, llava, rows, encode, collator
+):
+    encoded = encode(rows.records, 0.5, guide_span=guide_span)
+    batch = collator(encoded)
     task = AlignmentTask(llava, ObjectiveConfig(**GUIDED, layers=layers)).eval()
     with torch.no_grad():
         losses = task(**batch)
@@ -92,7 +97,7 @@ def test_the_guide_of_a_batch_is_that_of_its_rows_run_alone(layers, llava, rows,
         for number, row in enumerate(encoded):
             if row.caption is None:
                 continue
-            i_LD = alone(llava, batch, number, task.layers)
+            i_LD = alone(llava, batch, number, task.layers, row.question)
             c_LD = text_alone(llava, row.caption, task.layers)
             cos_ic_L = cosine_similarity(i_LD, c_LD, dim=-1)
             align.append(-cos_ic_L.sum())
@@ -110,6 +115,21 @@ def test_the_guide_of_a_batch_is_that_of_its_rows_run_alone(layers, llava, rows,
 def test_every_layer_is_the_paper_s_1_to_n(llava):
     last = llava.config.text_config.num_hidden_layers
     assert AlignmentTask(llava, ObjectiveConfig()).layers == list(range(1, last + 1))
+
+
+def test_the_question_pulls_the_picture_and_the_model_that_reads_it(llava, rows, encode, collator):
+    batch = collator(encode(rows.records, 0.5, guide_span="question"))
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    _, found = backward(llava, batch, GUIDED)
+    for part in ("multi_modal_projector", "language_model"):
+        moved = [it for name, it in found.items() if part in name and it is not None]
+        assert any(it.abs().sum() > 0 for it in moved), part
+
+
+def test_at_the_embeddings_a_question_says_nothing_of_the_picture(llava, rows, encode, collator):
+    batch = collator(encode(rows.records, 0.5, guide_span="question"))
+    losses = AlignmentTask(llava, ObjectiveConfig(**GUIDED, layers=[0])).eval()(**batch)
+    torch.testing.assert_close(losses["cosine"], torch.ones(1))
 
 
 def test_the_centre_is_subtracted(llava, rows, encode, batch, collator):
