@@ -85,6 +85,19 @@ ABLATIONS: dict[str, Ablation] = {
             Variant("no guide", ("companions=0", "synthetic=null", *_both("weight=0"))),
         ),
     ),
+    "span": Ablation(
+        "Whose states are guided: the picture's, or those of the question read after it?",
+        (
+            Variant("picture"),
+            Variant("question", arm="tga_question"),
+            Variant("question, 1-3", _both("layers=1-3"), arm="tga_question"),
+            Variant(
+                "question, no gate",
+                ("companions=0", "synthetic=null", "text_gate=false"),
+                arm="tga_question",
+            ),
+        ),
+    ),
     "similarity": Ablation(
         "Raw or centred cosine?",
         (Variant("centred cosine"), Variant("cosine", _both("similarity=cosine"))),

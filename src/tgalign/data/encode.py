@@ -113,9 +113,10 @@ class Encoder:
             )
         if caption is None and all(label == IGNORE_INDEX for label in labels):
             raise ValueError("no token to learn and no caption to align to")
-        question = self._question(ids, labels) if caption and read is not None else None
-        for start, end in [question, (caption.start, caption.end)] if question else []:
-            if start >= end:
+        question = None
+        if caption is not None and read is not None:
+            question = self._question(ids, labels)
+            if question[0] >= question[1] or caption.start >= caption.end:
                 raise ValueError("nothing is read between the picture and the answer: no question")
         return EncodedRecord(ids, labels, record.image, caption, retrieved, question=question)
 
