@@ -94,14 +94,19 @@ def commands(checkpoint: Path, rows, tmp_path: Path) -> dict[str, tuple[str, lis
         "evaluate": ("", ["evaluate", str(checkpoint), "--limit", "1", *out]),
         "diagnose": ("", ["diagnose", str(checkpoint), "--per-scene", "2", *out]),
         "compare": ("", ["compare", "--smoke", *out]),
+        "compare --ablation": ("", ["compare", "--ablation", "layers", "--smoke", *out]),
+        "compose": ("beside", ["compose", "--llm", "nowhere", "--vision", "nowhere", *out]),
         "demo": ("", ["demo", "--smoke", *out]),
+        "lab build": ("", ["lab", "build", *out]),
+        "lab experiment": ("", ["lab", "experiment", "ce", "--set", "stage.steps=1", *out]),
     }
 
 
 @pytest.mark.parametrize(
     "name",
-    ["train", "retrieve build", "caption", "evaluate", "diagnose", "compare", "demo"],
-)
+    ["train", "retrieve build", "caption", "evaluate", "diagnose", "compare", "compare --ablation",
+     "compose", "demo", "lab build", "lab experiment"],
+)  # fmt: skip
 def test_a_second_run_on_one_output_is_refused(
     name, hold, tgalign, checkpoint, rows, tmp_path
 ) -> None:

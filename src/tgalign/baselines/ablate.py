@@ -12,7 +12,7 @@ from tgalign.baselines.ablations import ABLATIONS, SIMILARITY, Ablation, Variant
 from tgalign.demo_results import show_rate
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
-from tgalign.files import write_json, write_text
+from tgalign.files import sole_writer, write_json, write_text
 from tgalign.report.tables import markdown_table
 from tgalign.report.verdict import points
 from tgalign.workers import Job, available_cores, workers
@@ -55,17 +55,13 @@ def run_ablation(
         The content of ``ablation-NAME.json``.
 
     Raises:
-        UserError: An unknown ablation, or ``out`` cannot be written.
+        UserError: An unknown ablation, or ``out`` cannot be written, or another run writes there.
     """
     if name not in ABLATIONS:
         raise UserError(f"unknown ablation {name!r}; expected one of: {', '.join(ABLATIONS)}")
     if not 0 < scale <= 100:
         raise UserError(f"scale {scale}: expected a factor above 0, such as 0.25")
     ablation, out = ABLATIONS[name], out.resolve()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise UserError(f"cannot write to {out}: {fault}") from None
     console = Console() if Console().is_terminal else Console(width=140)
     # Seeds turn by turn, so that the jobs side by side are of different seeds.
     todo: list[Job] = [
@@ -73,20 +69,21 @@ def run_ablation(
         for variant in ablation.variants
         for seed in range(num_seeds)
     ]
-    with workers(min(jobs or available_cores(), num_seeds), console) as crew:
-        results = crew.run(name, todo)
-    by_variant = [
-        [results[f"{variant.label}, seed {seed}"] for seed in range(num_seeds)]
-        for variant in ablation.variants
-    ]
-    content = assemble_ablation(name, ablation, by_variant, scale=scale, smoke=smoke)
-    write_json(out / f"ablation-{name}.json", content)
-    write_text(out / f"ablation-{name}.md", markdown(content))
     from tgalign.report.ablation_report import draw, render
 
-    write_text(out / f"ablation-{name}.html", render(content))
-    if ablation.size or ablation.against:
-        write_text(out / f"ablation-{name}.svg", draw(content))
+    with sole_writer(out):
+        with workers(min(jobs or available_cores(), num_seeds), console) as crew:
+            results = crew.run(name, todo)
+        by_variant = [
+            [results[f"{variant.label}, seed {seed}"] for seed in range(num_seeds)]
+            for variant in ablation.variants
+        ]
+        content = assemble_ablation(name, ablation, by_variant, scale=scale, smoke=smoke)
+        write_json(out / f"ablation-{name}.json", content)
+        write_text(out / f"ablation-{name}.md", markdown(content))
+        write_text(out / f"ablation-{name}.html", render(content))
+        if ablation.size or ablation.against:
+            write_text(out / f"ablation-{name}.svg", draw(content))
     console.print(markdown(content), soft_wrap=True, highlight=False)
     return content
 

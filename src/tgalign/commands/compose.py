@@ -54,19 +54,20 @@ def register(app: typer.Typer) -> None:
         from tgalign.cli import _quiet
         from tgalign.compose import REPORT
         from tgalign.compose import compose as run
-        from tgalign.files import read_json
+        from tgalign.files import read_json, sole_writer
 
         _quiet()
-        run(
-            llm,
-            vision,
-            out,
-            projector_seed=projector_seed,
-            dtype=dtype,
-            vision_feature_layer=vision_feature_layer,
-            square_pad=square_pad,
-            trust_remote_code=trust_remote_code,
-        )
+        with sole_writer(out, beside=True):
+            run(
+                llm,
+                vision,
+                out,
+                projector_seed=projector_seed,
+                dtype=dtype,
+                vision_feature_layer=vision_feature_layer,
+                square_pad=square_pad,
+                trust_remote_code=trust_remote_code,
+            )
         show(read_json(out / REPORT))
         typer.echo(out)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tgalign.errors import UserError
+from tgalign.files import sole_writer
 from tgalign.lab.assets import check_assets
 from tgalign.lab.build import build_lab, check_shipped, differences
 from tgalign.lab.gates import GATES, GateReport
@@ -27,7 +28,7 @@ def run_build(out: Path | None, seed: int, *, check: bool, gates_only: bool) -> 
         0, or 1 if the shipped models miss a gate or a rebuild behaves differently.
 
     Raises:
-        UserError: Not exactly one of the three is asked for.
+        UserError: Not exactly one of the three is asked for, or another run writes to ``out``.
     """
     if (out is not None) + check + gates_only != 1:
         raise UserError(
@@ -36,7 +37,8 @@ def run_build(out: Path | None, seed: int, *, check: bool, gates_only: bool) -> 
         )
     console = Console()
     if out is not None:
-        report = build_lab(out, seed, f"tgalign lab build --out OUT --seed {seed}")
+        with sole_writer(out):
+            report = build_lab(out, seed, f"tgalign lab build --out OUT --seed {seed}")
         print_report(console, f"models built from seed {seed}", report)
         return 0
     shipped = check_shipped()

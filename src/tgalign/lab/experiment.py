@@ -20,7 +20,7 @@ from tgalign.config import TrainConfig, parse_config
 from tgalign.demo_results import versions
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
-from tgalign.files import digest, read_json, sha256, write_json, write_text
+from tgalign.files import digest, read_json, sha256, sole_writer, write_json, write_text
 from tgalign.lab.alignment_data import DataSize, build_alignment_data, toxic_share_of
 from tgalign.lab.arms import ARMS, arm_config
 from tgalign.lab.assets import ASSETS, LLM, check_assets
@@ -69,7 +69,8 @@ def run_experiment(
         What was run, and its rates.
 
     Raises:
-        UserError: An unknown arm, condition or key, or a value that is not allowed.
+        UserError: An unknown arm, condition or key, a value that is not allowed, or another run
+            writes to ``out``.
     """
     if arm not in ARMS:
         raise UserError(f"unknown arm {arm!r}; expected one of: {', '.join(ARMS)}")
@@ -96,13 +97,14 @@ def run_experiment(
     what = {"arm": arm, "condition": condition, "toxic_share": share, "seed": seed}
     what |= {"changes": list(changes)}
     folder = out / f"{arm}-{digest([what, config.model_dump(mode='json'), made_with])}"
-    if not (folder / "result.json").is_file():
-        config = config.model_copy(update={"out": folder / "run"})
-        result = what | _measured(config, data, condition, size, seed, llm, quality)
-        write_json(folder / "result.json", result)
-    # Made of the results anew, so that a kill loses no line.
-    done = sorted(out.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
-    write_text(out / "results.jsonl", "".join(json.dumps(read_json(it)) + "\n" for it in done))
+    with sole_writer(out):
+        if not (folder / "result.json").is_file():
+            config = config.model_copy(update={"out": folder / "run"})
+            result = what | _measured(config, data, condition, size, seed, llm, quality)
+            write_json(folder / "result.json", result)
+        # Made of the results anew, so that a kill loses no line.
+        done = sorted(out.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
+        write_text(out / "results.jsonl", "".join(json.dumps(read_json(it)) + "\n" for it in done))
     found: dict[str, Any] = read_json(folder / "result.json")
     return found
 
