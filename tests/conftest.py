@@ -26,6 +26,9 @@ from tgalign.compose import compose_models
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import Record, read_records
+from tgalign.evaluate.conditions import Request
+from tgalign.evaluate.generate import Prompt
+from tgalign.evaluate.pictures import picture_hash
 from tgalign.lab.base_clip import image_processor, new_clip
 from tgalign.lab.base_llm import new_llm
 from tgalign.lab.language import Mention, ask, scene_caption, text_example
@@ -209,6 +212,21 @@ def tgalign(
         return exit_.value.code or 0, said.out, said.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def same_question() -> Callable[[Prompt, Request], None]:
+    """A function that fails unless a prompt asks what a request does."""
+
+    def check(prompt: Prompt, request: Request) -> None:
+        assert (prompt.text, prompt.caption) == (request.text, request.caption)
+        assert prompt.turns == request.turns
+        if request.picture is None:
+            assert prompt.picture is None
+        else:
+            assert picture_hash(prompt.picture) == picture_hash(request.picture)
+
+    return check
 
 
 @pytest.fixture(autouse=True)

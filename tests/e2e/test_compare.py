@@ -154,7 +154,7 @@ def fails(*arguments: str) -> object:
         (["--checkpoint", "mine=nowhere"], "no model.safetensors"),
         (["--checkpoint", "ecso=nowhere"], "choose another"),
         (["--checkpoint", "../up=nowhere"], "choose another"),
-        (["--ablation", "layers", "--methods", "ce"], "states its own settings"),
+        (["--ablation", "layers", "--methods", "ce"], "--ablation has no use for --methods"),
         (["--ablation", "none"], "unknown ablation 'none'; expected one of: form"),
     ],
 )

@@ -32,6 +32,8 @@ def lines(app: typer.Typer, verb: str) -> Iterator[str]:
         hints = get_type_hints(callback, include_extras=True)
         yield f"{verb} {name.replace('_', '-')}".strip()
         for parameter in inspect.signature(callback).parameters.values():
+            if hints[parameter.name] is typer.Context:
+                continue
             kind, info = get_args(hints[parameter.name])
             said = str(kind).replace("pathlib.", "").replace("typing.", "")
             said = kind.__name__ if isinstance(kind, type) and not get_args(kind) else said

@@ -21,7 +21,7 @@ from tgalign.evaluate.inspect_provider import turns_of
 from tgalign.evaluate.inspect_task import dsr, to_sample
 from tgalign.evaluate.items import Item, Suite
 from tgalign.evaluate.local_host import LocalModel
-from tgalign.evaluate.pictures import data_url, picture_hash
+from tgalign.evaluate.pictures import data_url
 from tgalign.evaluate.results import rates
 from tgalign.evaluate.run import run_requests
 from tgalign.evaluate.suites import load_suite
@@ -102,20 +102,14 @@ def test_an_item_that_cannot_be_asked_ends_in_an_error(checkpoint, tmp_path) -> 
     assert (metrics["errors"], metrics["dsr_n"]) == (1, 1)
 
 
-def test_a_sample_and_back() -> None:
+def test_a_sample_and_back(same_question) -> None:
     picture = Image.effect_noise((9, 7), 50).convert("RGB")
     item = Item("1", "toxic", "what ?", "gun", picture, "a gun", description="a gun .")
     suite = Suite("s", (item,), "", "", examples=(("before ?", "yes ."),))
     for condition in ("plain", "caption", "in_context", "role_play"):
         (request,) = requests(suite, condition)
         prompt = to_prompt(turns_of(to_sample(request).input))
-        assert (prompt.text, prompt.caption, prompt.turns) == (
-            request.text, request.caption, request.turns,
-        )  # fmt: skip
-        if request.picture is None:
-            assert prompt.picture is None
-        else:
-            assert picture_hash(prompt.picture) == picture_hash(picture)
+        same_question(prompt, request)
 
 
 def test_conversations_that_cannot_be_asked() -> None:

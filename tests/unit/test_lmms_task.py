@@ -15,7 +15,6 @@ from tgalign.evaluate.lmms_task import (
     write_tasks,
 )
 from tgalign.evaluate.local_host import LocalModel
-from tgalign.evaluate.pictures import picture_hash
 from tgalign.evaluate.results import rates
 from tgalign.evaluate.run import run_requests
 from tgalign.evaluate.suites.lab import lab_items
@@ -30,7 +29,7 @@ def suite():
     return lab_items(0, per_scene=1, num_benign=2).limited(1)
 
 
-def test_a_document_asks_what_the_request_asks(suite, tmp_path) -> None:
+def test_a_document_asks_what_the_request_asks(suite, same_question, tmp_path) -> None:
     asked = [request for name in CONDITIONS for request in requests(suite, name)]
     names, lost = write_tasks(asked, tmp_path)
     assert names == [f"tgalign_lab_{name}" for name in CONDITIONS]
@@ -50,19 +49,19 @@ def test_a_document_asks_what_the_request_asks(suite, tmp_path) -> None:
             )
             for message in doc_to_messages(docs[request.id])
         ]
-        prompt = to_prompt(turns)
-        assert (prompt.text, prompt.caption, prompt.turns) == (
-            request.text, request.caption, request.turns,
-        )  # fmt: skip
-        if request.picture is None:
-            assert prompt.picture is None
-        else:
-            assert picture_hash(prompt.picture) == picture_hash(request.picture)
+        same_question(to_prompt(turns), request)
         text = doc_to_text(docs[request.id])
         assert all(said in text for turn in request.turns for said in turn)
         assert text.endswith(request.text)
     with pytest.raises(UserError, match="tgalign_lab_plain is there already"):
         write_tasks(asked, tmp_path)
+
+
+def test_the_length_of_answers_is_the_command_s(tgalign, tmp_path) -> None:
+    given = ["evaluate", "--write-lmms-task", tmp_path, "--condition", "plain", "--limit", "1"]
+    assert tgalign(*given, "--max-new-tokens", "7")[0] == 0
+    task = (tmp_path / "tgalign_lab_plain" / "task.yaml").read_text(encoding="utf-8")
+    assert "  max_new_tokens: 7\n" in task
 
 
 def test_what_cannot_be_asked_is_named(tmp_path) -> None:

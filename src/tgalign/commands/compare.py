@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
+from tgalign.commands.honoured import refuse_others
 from tgalign.errors import UserError
+
+ABLATION = ("ablation", "out", "seeds", "scale", "jobs", "smoke")
+"""Parameters that an ablation has a use for; it states its other settings itself."""
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for comparison.json, .html, .csv and .md.")],
     seeds: Annotated[int, typer.Option(min=1, help="How often to repeat, with seeds 0, 1, …")] = 1,
     methods: Annotated[
@@ -73,11 +78,7 @@ def compare(
     same command goes on where it was, and methods and seeds can be added.
     """
     if ablation is not None:
-        others = (methods, checkpoint, toxic_share, estimate, condition, style)
-        if others != (None, None, None, False, "guided", "emoji"):
-            raise UserError(
-                "an ablation states its own settings: give --out, --seeds, --scale, --jobs alone"
-            )
+        refuse_others(context, "--ablation", ABLATION)
         from tgalign.baselines.ablate import run_ablation
 
         run_ablation(out, ablation, num_seeds=seeds, scale=scale, jobs=jobs, smoke=smoke)

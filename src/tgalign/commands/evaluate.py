@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from tgalign.commands.honoured import refuse_others
 from tgalign.errors import UserError
+from tgalign.evaluate.settings import Settings
 
 Suites = Annotated[
     list[str] | None,
@@ -27,7 +30,7 @@ Conditions = Annotated[
         "comma-separated. By default plain, and caption where pictures have captions.",
     ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder for items.jsonl, results.json, report.html.")]
+OUT = typer.Option(help="Folder for items.jsonl, results.json, report.html.")
 Limit = Annotated[int | None, typer.Option(min=1, help="Items per scene, for a quick look.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the lab's pictures and of --limit.")]
 BatchSize = Annotated[
@@ -47,6 +50,12 @@ Junit = Annotated[Path | None, typer.Option(help="Write JUnit XML there.")]
 Pictures = Annotated[
     bool, typer.Option("--pictures", help="Show pictures in report.html; keep harmful ones out.")
 ]
+
+JUDGE_REPORT = ("judge_report", "judge_url", "judge_model", "batch_size", "out")
+LMMS_TASK = (
+    "write_lmms_task", "suites", "data", "conditions", "limit", "seed", "max_new_tokens",
+)  # fmt: skip
+"""Parameters of ``evaluate`` that its two other modes have a use for."""
 
 
 def register(app: typer.Typer) -> None:
@@ -68,15 +77,14 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help="A checkpoint's folder, or its name at --url.")
     ] = None,
     suites: Suites = None,
     data: Data = None,
     conditions: Conditions = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for items.jsonl, results.json, report.html.")
-    ] = None,
+    out: Annotated[Path | None, OUT] = None,
     url: Annotated[
         str | None,
         typer.Option(help="Ask an OpenAI-compatible server (vLLM, SGLang, llama.cpp) instead."),
@@ -93,11 +101,11 @@ def evaluate(
         typer.Option(help="What --defence is calibrated on: lab, or a folder of your own."),
     ] = None,
     limit: Limit = None,
-    seed: Seed = 0,
-    batch_size: BatchSize = 32,
-    max_new_tokens: MaxNewTokens = 256,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    seed: Seed = Settings.seed,
+    batch_size: BatchSize = Settings.batch_size,
+    max_new_tokens: MaxNewTokens = Settings.max_new_tokens,
+    device: Device = Settings.device,
+    dtype: Dtype = Settings.dtype,
     against: Annotated[
         Path | None, typer.Option(help="Another evaluation's folder: compare on the same items.")
     ] = None,
@@ -130,51 +138,37 @@ def evaluate(
     OUT/report.html. An evaluation that was interrupted, or killed, goes on where it was when the
     same command is given again. A key for servers is read from TGALIGN_API_KEY.
     """
-    from tgalign.evaluate.command import Settings
-
+    settings = _settings(locals())
     if judge_report:
-        _report_judges(judge_report, judge_url, judge_model, out)
-        return
-    if write_lmms_task is None and (model is None or out is None):
-        raise UserError("give MODEL and --out, or --judge-report FILE; see tgalign evaluate --help")
-    settings = Settings(
-        suites=suites or ["lab"], data=data, conditions=_split(conditions), limit=limit, seed=seed,
-        batch_size=batch_size, max_new_tokens=max_new_tokens, device=device, dtype=dtype, url=url,
-        defence=defence, calibration=calibration, against=against,
-        judge_url=judge_url, judge_model=judge_model, parquet=parquet, pictures=pictures,
-    )  # fmt: skip
-    if write_lmms_task is not None:
+        refuse_others(context, "--judge-report", JUDGE_REPORT)
+        _report_judges(judge_report, settings, out)
+    elif write_lmms_task is not None:
+        refuse_others(context, "--write-lmms-task", LMMS_TASK)
         _write_lmms(settings, write_lmms_task)
-        return
-    assert model is not None and out is not None
-    _evaluate(model, out, settings, fail_under, junit, audit=False)
+    elif model is None or out is None:
+        raise UserError("give MODEL and --out, or --judge-report FILE; see tgalign evaluate --help")
+    else:
+        _evaluate(model, out, settings, fail_under, junit, audit=False)
 
 
 def audit(
     model: Annotated[Path, typer.Argument(help="A checkpoint's folder.")],
-    out: Out,
+    out: Annotated[Path, OUT],
     suites: Suites = None,
     data: Data = None,
     conditions: Conditions = None,
     limit: Limit = None,
-    seed: Seed = 0,
-    batch_size: BatchSize = 32,
-    max_new_tokens: MaxNewTokens = 256,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    seed: Seed = Settings.seed,
+    batch_size: BatchSize = Settings.batch_size,
+    max_new_tokens: MaxNewTokens = Settings.max_new_tokens,
+    device: Device = Settings.device,
+    dtype: Dtype = Settings.dtype,
     fail_under: FailUnder = None,
     junit: Junit = None,
     pictures: Pictures = False,
 ) -> None:
     """Evaluate a checkpoint and diagnose it by layer, in one report."""
-    from tgalign.evaluate.command import Settings
-
-    settings = Settings(
-        suites=suites or ["lab"], data=data, conditions=_split(conditions), limit=limit, seed=seed,
-        batch_size=batch_size, max_new_tokens=max_new_tokens, device=device, dtype=dtype,
-        pictures=pictures,
-    )  # fmt: skip
-    _evaluate(str(model), out, settings, fail_under, junit, audit=True)
+    _evaluate(str(model), out, _settings(locals()), fail_under, junit, audit=True)
 
 
 def parity(
@@ -210,21 +204,24 @@ def pool(
     typer.echo(write_pool(parse_columns(columns), out), nl=False)
 
 
-def _split(conditions: list[str] | None) -> list[str]:
-    return [part.strip() for text in conditions or [] for part in text.split(",") if part.strip()]
+def _settings(given: dict[str, Any]) -> Settings:
+    """Those parameters of a command that say what to evaluate and how."""
+    found = {it.name: given[it.name] for it in fields(Settings) if it.name in given}
+    names = ",".join(found["conditions"] or []).split(",")
+    found["conditions"] = [name.strip() for name in names if name.strip()]
+    return Settings(**found | {"suites": found["suites"] or Settings.suites})
 
 
 def _evaluate(
-    model: str, out: Path, settings: object, fail_under: str | None, junit: Path | None, *,
+    model: str, out: Path, settings: Settings, fail_under: str | None, junit: Path | None, *,
     audit: bool,
 ) -> None:  # fmt: skip
     import transformers
     from rich.console import Console
 
-    from tgalign.evaluate.command import Settings, print_evaluation, run_audit, run_evaluation
+    from tgalign.evaluate.command import print_evaluation, run_audit, run_evaluation
     from tgalign.evaluate.thresholds import check, parse_thresholds, write_junit
 
-    assert isinstance(settings, Settings)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     thresholds = parse_thresholds(fail_under) if fail_under else []  # before the long work
@@ -245,26 +242,26 @@ def _evaluate(
         sys.exit(1)
 
 
-def _write_lmms(settings: object, folder: Path) -> None:
-    from tgalign.evaluate.command import Settings, load_requests, require
+def _write_lmms(settings: Settings, folder: Path) -> None:
+    from tgalign.evaluate.command import load_requests, require
     from tgalign.evaluate.lmms_task import write_tasks
 
-    assert isinstance(settings, Settings)
     require("datasets", "--write-lmms-task", "datasets")
-    names, lost = write_tasks(load_requests(settings)[1], folder)
+    asked = load_requests(settings)[1]
+    names, lost = write_tasks(asked, folder, max_new_tokens=settings.max_new_tokens)
     for name, error in lost:
         typer.echo(f"left out {name}: {error}", err=True)
     typer.echo(f"lmms_eval --include_path {folder} --tasks {','.join(names)}")
 
 
-def _report_judges(paths: list[Path], url: str | None, model: str | None, out: Path | None) -> None:
-    from tgalign.evaluate.command import Settings, second_judge
+def _report_judges(paths: list[Path], settings: Settings, out: Path | None) -> None:
+    from tgalign.evaluate.command import second_judge
     from tgalign.evaluate.judge_report import judge_report, print_judge_report, read_labelled
     from tgalign.evaluate.model_judge import describe, label_responses
     from tgalign.files import write_json
 
     labelled = [read_labelled(path) for path in paths]
-    second = second_judge(Settings(judge_url=url, judge_model=model))
+    second = second_judge(settings)
     said = {}
     if second is not None:
         for found in labelled:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tgalign.commands.honoured import refuse_others
+
 lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, experiments.")
 
 
@@ -16,6 +18,7 @@ lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, exp
     epilog="Examples:\n\n`tgalign lab build --out lab`\n\n`tgalign lab build --check`",
 )
 def lab_build(
+    context: typer.Context,
     out: Annotated[
         Path | None,
         typer.Option(help="Build here; a killed build goes on after the last finished model."),
@@ -36,6 +39,8 @@ def lab_build(
     from tgalign.cli import _quiet
     from tgalign.lab.build_command import run_build
 
+    if out is None and check != gates:
+        refuse_others(context, "--check" if check else "--gates", ("check", "gates"))
     _quiet()
     sys.exit(run_build(out, seed, check=check, gates_only=gates))
 

@@ -36,7 +36,7 @@ doc_to_text: !function tgalign.evaluate.lmms_task.doc_to_text
 doc_to_target: kind
 process_results: !function tgalign.evaluate.lmms_task.process_results
 generation_kwargs:
-  max_new_tokens: 256
+  max_new_tokens: {max_new_tokens}
   do_sample: false
   temperature: 0
   until: []
@@ -52,12 +52,15 @@ metadata:
 """
 
 
-def write_tasks(requests: Sequence[Request], out: Path) -> tuple[list[str], list[tuple[str, str]]]:
+def write_tasks(
+    requests: Sequence[Request], out: Path, *, max_new_tokens: int = 256
+) -> tuple[list[str], list[tuple[str, str]]]:
     """Write a task per suite and condition.
 
     Args:
         requests: What the tasks ask.
         out: Where their folders go.
+        max_new_tokens: Length at which an answer is cut.
 
     Returns:
         The tasks' names; and by id why a request is in none of them.
@@ -83,7 +86,7 @@ def write_tasks(requests: Sequence[Request], out: Path) -> tuple[list[str], list
             except PictureError as fault:
                 lost.append((request.id, fault.name))
         if docs:
-            _write(out.resolve() / name, docs)
+            _write(out.resolve() / name, docs, max_new_tokens)
             written.append(name)
     return written, lost
 
@@ -104,7 +107,7 @@ def _doc(request: Request) -> Doc:
     }
 
 
-def _write(folder: Path, docs: Sequence[Doc]) -> None:
+def _write(folder: Path, docs: Sequence[Doc], max_new_tokens: int) -> None:
     from datasets import Dataset, DatasetDict, Features, Image, Value
     from datasets import Sequence as List
 
@@ -119,7 +122,8 @@ def _write(folder: Path, docs: Sequence[Doc]) -> None:
             beside / "data"
         )
         data = json.dumps(str(folder / "data"))
-        write_text(beside / "task.yaml", YAML.format(name=folder.name, data=data))
+        task = YAML.format(name=folder.name, data=data, max_new_tokens=max_new_tokens)
+        write_text(beside / "task.yaml", task)
 
 
 def doc_to_messages(doc: Doc, lmms_eval_specific_kwargs: Any = None) -> list[dict[str, Any]]:

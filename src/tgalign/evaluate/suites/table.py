@@ -10,9 +10,9 @@ import string
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from tgalign.data.pictures import inside
 from tgalign.errors import UserError
@@ -20,22 +20,22 @@ from tgalign.evaluate.items import Item, Scoring, Suite
 from tgalign.files import is_unicode, read_jsonl
 from tgalign.yaml_text import parse_yaml
 
-_FIELD = re.compile(r"[^.\[\]]+(\[[^\[\]]+\])*")
+_FIELD = re.compile(r"(?!\d+(?:\[|$))[^.\[\]]+(?:\[[^\[\]]+\])*")
 
 
-class _Template(string.Formatter):
-    """``str.format`` without attributes, conversions and widths, which reach beyond the row."""
+def _template(text: str) -> str:
+    for _, column, width, conversion in string.Formatter().parse(text):
+        if column is None:
+            continue
+        if width or conversion or not _FIELD.fullmatch(column):
+            raise ValueError(
+                f"the template {text!r}: expected columns alone, as {{name}} or {{name[key]}}"
+            )
+    return text
 
-    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        if not _FIELD.fullmatch(field_name):
-            raise KeyError(field_name)
-        found: tuple[Any, Any] = super().get_field(field_name, args, kwargs)
-        return found
 
-    def format_field(self, value: Any, format_spec: str) -> str:
-        if format_spec:
-            raise ValueError(f"a column with the format {format_spec!r}")
-        return str(value)
+Template = Annotated[str, AfterValidator(_template)]
+"""``str.format`` without attributes, conversions and widths, which reach beyond the row."""
 
 
 class ItemSpec(BaseModel):
@@ -44,17 +44,14 @@ class ItemSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["toxic", "benign"]
-    id: str
-    question: str
-    scene: str | None = None
-    picture: str | None = None
-    caption: str | None = None
-    target: str | None = None
+    id: Template
+    question: Template
+    scene: Template | None = None
+    picture: Template | None = None
+    caption: Template | None = None
+    target: Template | None = None
     scoring: Scoring | None = None
     when: dict[str, Any] = {}
-
-
-_TEMPLATE = _Template()
 
 
 class SuiteSpec(BaseModel):
@@ -201,7 +198,7 @@ def _items(spec: SuiteSpec, row: dict[str, Any], folder: Path, where: str) -> It
             if template is None:
                 return None
             try:
-                text = _TEMPLATE.vformat(template, (), row).strip()
+                text = template.format_map(row).strip()
             except (LookupError, TypeError, ValueError) as fault:
                 raise _wrong_version(where, str(fault).strip("'"), row) from None
             if not is_unicode(text):

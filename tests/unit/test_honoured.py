@@ -1,0 +1,29 @@
+"""What is given beside a mode of a command that has no use for it is refused by name."""
+
+import pytest
+
+LMMS = ["evaluate", "--write-lmms-task", "tasks"]
+JUDGE = ["evaluate", "--judge-report", "labelled.csv"]
+ABLATION = ["compare", "--out", "out", "--ablation", "layers"]
+
+
+@pytest.mark.parametrize(
+    ("command", "mode", "more"),
+    [
+        (LMMS, "--write-lmms-task", ["MODEL"]),
+        (LMMS, "--write-lmms-task", ["--defence", "ecso"]),
+        (LMMS, "--write-lmms-task", ["--batch-size", "32"]),
+        (LMMS, "--write-lmms-task", ["--pictures"]),
+        (JUDGE, "--judge-report", ["MODEL"]),
+        (JUDGE, "--judge-report", ["--suite", "lab"]),
+        (ABLATION, "--ablation", ["--style", "emoji"]),
+        (["lab", "build", "--check"], "--check", ["--seed", "3"]),
+        (["lab", "build", "--gates"], "--gates", ["--seed", "0"]),
+    ],
+    ids=lambda it: " ".join(it) if isinstance(it, list) else "",
+)
+def test_what_has_no_use_is_refused(tgalign, tmp_path, monkeypatch, command, mode, more) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, said = tgalign(*command, *more)
+    assert (status, f"{mode} has no use for {more[0]}: leave that out" in said) == (2, True), said
+    assert not list(tmp_path.iterdir())
