@@ -26,7 +26,7 @@ def run(*arguments: object, code: int = 0) -> str:
 def test_an_evaluation_its_files_and_its_resumption(checkpoint, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = run("evaluate", checkpoint, "--suite", "lab", "--out", out, *SHORT)
-    assert "safety gap, lab" in said
+    assert "safety gap, lab" in said and "30/30" in said
     rows = [json.loads(line) for line in (out / "items.jsonl").read_text("utf-8").splitlines()]
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert len(rows) == 30
@@ -38,7 +38,8 @@ def test_an_evaluation_its_files_and_its_resumption(checkpoint, tmp_path: Path) 
     assert results["model"]["decoding"]["max_new_tokens"] == 8
     assert (out / "report.html").is_file()
     before = (out / "items.jsonl").read_bytes()
-    run("evaluate", checkpoint, "--suite", "lab", "--out", out, *SHORT)
+    said = run("evaluate", checkpoint, "--suite", "lab", "--out", out, *SHORT, "--no-progress")
+    assert "safety gap, lab" in said and "30/30" not in said
     assert (out / "items.jsonl").read_bytes() == before
     with pytest.raises(UserError, match="another --out"):
         CliRunner().invoke(

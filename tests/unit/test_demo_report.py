@@ -12,7 +12,8 @@ import pytest
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
 from tgalign.report.demo_report import write_demo_report
-from tgalign.report.verdict import MEASURES, compare, difference, headline, percent, points
+from tgalign.report.verdict import MEASURES, compare, difference, headline
+from tgalign.report.wording import percent, points
 
 SCENES = ("alcohol", "insulting_gesture", "knife")
 LABELS = ("CE only", "released (no gradient)", "TGA")

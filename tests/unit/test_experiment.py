@@ -17,7 +17,7 @@ def seen(monkeypatch):
     """The configs and data sizes that were to be run; nothing is trained."""
     calls = []
 
-    def measured(config, data, condition, size, seed, llm, quality):
+    def measured(config, data, condition, size, seed, llm, quality, progress_bar):
         calls.append((config, data, size))
         return {"rates": {}, "alignment": []}
 

@@ -104,7 +104,7 @@ def test_one_thing_at_a_time(tmp_path, check):
 def test_a_check_compares_a_rebuild_with_the_shipped(monkeypatch, capsys, rebuilt, status):
     asked = []
 
-    def fake(folder, seed, command):
+    def fake(folder, seed, command, **_):
         asked.append((folder, seed))
         return report(text_named=rebuilt)
 

@@ -187,11 +187,11 @@ def count_requests(data: Path | None, limit: int | None) -> int:
     Raises:
         UserError: The folder holds no suite.
     """
-    from tgalign.evaluate.conditions import default_conditions, requests
+    from tgalign.evaluate.conditions import all_requests
     from tgalign.evaluate.suites import load_suite
 
     suite = load_suite("lab" if data is None else "folder", data, seed=0).limited(limit)
-    return sum(len(requests(suite, condition)) for condition in default_conditions(suite))
+    return len(all_requests(suite))
 
 
 def _environment(own: Mapping[str, str]) -> dict[str, Any]:

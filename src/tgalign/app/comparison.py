@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tgalign.baselines.significance import pareto
-from tgalign.report.verdict import share
+from tgalign.baselines.pareto import pareto
+from tgalign.report.wording import share
 
 if TYPE_CHECKING:
     from PIL.Image import Image

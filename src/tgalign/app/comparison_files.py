@@ -216,10 +216,6 @@ def _given(picture: Image) -> Image:
 
 @lru_cache(maxsize=4)
 def _compare_suite(seed: int, style: Any, smoke: bool) -> Any:
-    from tgalign.baselines.compare import SUITE
-    from tgalign.lab.suite import lab_suite
+    from tgalign.baselines.compare import comparison_suite
 
-    per_scene, benign, texts = (2, 8, 8) if smoke else (40, 300, 300)
-    return lab_suite(
-        SUITE + seed, per_scene=per_scene, num_benign=benign, num_texts=texts, style=style
-    )
+    return comparison_suite(seed, style, smoke)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import re
 from collections.abc import Sequence
 from functools import cache
 from html import escape
@@ -15,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from tgalign.app.answers import Answer
 from tgalign.app.comparison import RATES, Asked, Comparison
 from tgalign.app.scenes import Shown
+from tgalign.baselines.comparison import NEEDS
 from tgalign.errors import UserError
-from tgalign.report import svg, verdict
+from tgalign.evaluate.pictures import data_url
+from tgalign.report import page, svg, wording
 from tgalign.report.panels import Panel, Series, draw_lines
+from tgalign.report.tradeoff import draw_tradeoff
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,28 +29,13 @@ PREVIEW = 384
 THUMBNAIL = 128
 """Longest side, in pixels, of the pictures on the page."""
 
-FACTS = {
-    "uses_image_safety_data": "image safety data",
-    "uses_second_model": "second model",
-    "at_inference": "at inference",
-}
-
 
 @cache
 def _macros() -> Any:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "label": verdict.label,
-        "rate_text": verdict.rate_text,
-        "whole": verdict.whole,
-        "spaced": lambda text: text.replace("_", " "),
-    }
+    made = page.environment()
+    made.filters["spaced"] = lambda text: text.replace("_", " ")
     source = resources.files("tgalign.app").joinpath("fragments.html.jinja")
-    return environment.from_string(source.read_text(encoding="utf-8")).module
+    return made.from_string(source.read_text(encoding="utf-8")).module
 
 
 def _safe(text: str | None) -> Any:
@@ -68,9 +53,7 @@ def picture_url(picture: Image, side: int) -> str:
     """A picture as a data URL, no side of it longer than ``side``."""
     small = picture.copy()
     small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_url(small)
 
 
 def notice(text: str) -> str:
@@ -116,14 +99,8 @@ def layer_plots(names: Sequence[str], found: Sequence[LayerFigures]) -> str:
         ),
         draw_lines("attention", "Attention on the picture", layer, attention, shares=True),
     ]  # fmt: skip
-    keys = [
-        (svg.legend_key(look, f"key{i}"), name)
-        for i, (name, look) in enumerate(zip(names, looks, strict=True))
-    ]
-    keys += [
-        (svg.legend_key(look, f"key-told{i}"), f"{name}, told the caption")
-        for i, (name, look) in enumerate(zip(names, told, strict=True))
-    ]
+    shown = list(zip(names, looks, strict=True))
+    shown += [(f"{name}, told the caption", look) for name, look in zip(names, told, strict=True)]
     notes = [_token_note(name, figures) for name, figures in zip(names, found, strict=True)]
     heading = [
         "model", "state", "refusal, picture", "refusal, caption", "cosine", "centred cosine",
@@ -133,7 +110,7 @@ def layer_plots(names: Sequence[str], found: Sequence[LayerFigures]) -> str:
     return str(
         _macros().layers(
             [_panel(panel) for panel in panels],
-            [(_safe(drawing), name) for drawing, name in keys],
+            [(_safe(drawing), name) for drawing, name in svg.legend("layers", shown)],
             notes, table, heading,
         )
     )  # fmt: skip
@@ -213,7 +190,7 @@ def comparison_table(comparison: Comparison, chosen: str) -> str:
     ]
     methods = [
         (name, index % svg.NUM_COLORS, found, name in comparison.pareto,
-         [said for key, said in FACTS.items() if found.get(key)])
+         [said for key, said in NEEDS.items() if found.get(key)])
         for index, (name, found) in enumerate(comparison.methods.items())
     ]  # fmt: skip
     return str(_macros().rates(comparison.title, columns, methods, chosen))
@@ -227,43 +204,19 @@ def pareto_plots(comparison: Comparison) -> str:
 
 
 def _pareto(comparison: Comparison, key: str, name: str) -> Panel:
-    title = f"DSR against {RATES[key]}"
-    points = []
+    panel = draw_tradeoff(name, comparison.methods, comparison.pareto, key, RATES[key])
+    if panel.svg is None:
+        return panel
+    drawn = panel.svg.replace('role="img"', 'role="group"', 1)  # its points can be chosen
     for index, (method, found) in enumerate(comparison.methods.items()):
-        x, y = verdict.share(found.get(key)), verdict.share(found.get("dsr"))
-        if x is not None and y is not None:
-            points.append((index, method, found, x, y))
-    if not points:
-        return Panel(title, None)
-    with svg.style():
-        figure, axes = svg.new_axes(3.0)
-        for index, method, found, x, y in points:
-            look = svg.arm_look(index)
-            for rate, along in ((found[key], "x"), (found["dsr"], "y")):
-                ends = [verdict.number(rate.get(end)) for end in ("low", "high")]
-                if None not in ends:
-                    line = (ends, [y, y]) if along == "x" else ([x, x], ends)
-                    axes.plot(*line, color=look.color, linewidth=1.2, alpha=0.6)
-            size = {"markersize": 11.0 if method in comparison.pareto else 8.0}
-            axes.plot([x], [y], gid=f"point-{index}", **look.point | size)
-        axes.set_xlim(-0.03, 1.03)
-        axes.set_ylim(-0.03, 1.03)
-        ticks = [0, 0.25, 0.5, 0.75, 1]
-        axes.set_xticks(ticks, [f"{100 * tick:.0f} %" for tick in ticks])
-        axes.set_yticks(ticks, [f"{100 * tick:.0f} %" for tick in ticks])
-        axes.set_xlabel(RATES[key])
-        axes.set_ylabel("DSR")
-        axes.grid()
-        drawn = svg.to_svg(figure, name, f"{title}, larger on the Pareto front")
-    drawn = drawn.replace('role="img"', 'role="group"', 1)  # its points can be chosen
-    for index, method, _, x, y in points:
-        said = escape(f"{verdict.label(method)}: DSR {100 * y:.0f} %, {RATES[key]} {100 * x:.0f} %")
+        y, x = (wording.percent(wording.share(found.get(rate))) for rate in ("dsr", key))
+        said = escape(f"{wording.label(method)}: DSR {y} %, {RATES[key]} {x} %")
         button = (
             f'<g id="{name}-point-{index}" class="point" role="button" tabindex="0" '
             f'data-method="{escape(method)}" aria-label="{said}"><title>{said}</title>'
         )
-        drawn = re.sub(rf'<g id="{name}-point-{index}">', lambda _, it=button: it, drawn, count=1)  # type: ignore[misc]
-    return Panel(title, drawn)
+        drawn = drawn.replace(f'<g id="{name}-point-{index}">', button, 1)
+    return Panel(panel.title, drawn)
 
 
 def item_cards(items: Sequence[Asked], first: int, count: int, hint: str = "") -> str:
@@ -282,7 +235,7 @@ def item_cards(items: Sequence[Asked], first: int, count: int, hint: str = "") -
 
 def audit_progress(audit: Audit, seconds: float | None, address: str | None) -> str:
     """How far an audit is, or how it ended."""
-    left = None if seconds is None else verdict.seconds(seconds)
+    left = None if seconds is None else wording.seconds(seconds)
     state = audit.state
     told = f"{audit.model} on {audit.data or 'the pictures of the lab'}"
     return str(

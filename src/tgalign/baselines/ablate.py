@@ -14,7 +14,7 @@ from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
 from tgalign.files import sole_writer, write_json, write_text
 from tgalign.report.tables import markdown_table
-from tgalign.report.verdict import points
+from tgalign.report.wording import points
 from tgalign.workers import Job, available_cores, workers
 
 COLUMNS = {
@@ -38,6 +38,7 @@ def run_ablation(
     scale: float = 1.0,
     jobs: int | None = None,
     smoke: bool = False,
+    progress_bar: bool = True,
 ) -> dict[str, Any]:
     """Train and measure every variant for every seed on the development things.
 
@@ -50,6 +51,7 @@ def run_ablation(
         scale: Factor of ``SHARED``.
         jobs: Processes side by side; by default one a core, at most one a seed.
         smoke: A few steps only.
+        progress_bar: Whether to draw one; lines that say what is done are printed always.
 
     Returns:
         The content of ``ablation-NAME.json``.
@@ -72,7 +74,8 @@ def run_ablation(
     from tgalign.report.ablation_report import draw, render
 
     with sole_writer(out):
-        with workers(min(jobs or available_cores(), num_seeds), console) as crew:
+        number = min(jobs or available_cores(), num_seeds)
+        with workers(number, console, progress_bar=progress_bar) as crew:
             results = crew.run(name, todo)
         by_variant = [
             [results[f"{variant.label}, seed {seed}"] for seed in range(num_seeds)]
@@ -108,7 +111,8 @@ def run_variant(
         llm = None
         if variant.llm_width is not None:
             llm = folder / f"llm{variant.llm_width}{'-smoke' if smoke else ''}"
-            build_llm(llm, seed, width=variant.llm_width, steps=(2, 2) if smoke else None)
+            steps = (2, 2) if smoke else None
+            build_llm(llm, seed, width=variant.llm_width, steps=steps, progress_bar=False)
         return run_experiment(
             folder,
             variant.arm,
@@ -117,6 +121,7 @@ def run_variant(
             seed=seed,
             changes=[*shared_changes(scale), *variant.changes, *(_SMOKE if smoke else ())],
             llm=llm,
+            progress_bar=False,
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 
@@ -18,6 +18,9 @@ from tgalign.demo_results import versions
 from tgalign.errors import UserError
 from tgalign.files import claim, digest, read_json, sole_writer, write_json
 from tgalign.workers import Job, Workers, available_cores, workers
+
+if TYPE_CHECKING:
+    from tgalign.lab.suite import LabSuite
 
 SUITE = 3_000
 """Added to the seed: the suites of the comparison are neither the demo's nor the experiments'."""
@@ -36,6 +39,7 @@ def run_compare(
     jobs: int | None = None,
     estimate: bool = False,
     smoke: bool = False,
+    progress_bar: bool = True,
 ) -> dict[str, Any]:
     """Train and measure every method for every seed; what is found finished in ``out`` is kept.
 
@@ -53,6 +57,7 @@ def run_compare(
         jobs: Processes side by side; by default one a core.
         estimate: Only say how long it would take.
         smoke: A few steps and items only.
+        progress_bar: Whether to draw one; lines that say what is done are printed always.
 
     Returns:
         The content of ``comparison.json``; with ``estimate`` the hours.
@@ -81,7 +86,8 @@ def run_compare(
     with sole_writer(out):
         claim(out, "compare.json", settings, "comparison")
         console = Console() if Console().is_terminal else Console(width=140)
-        with workers(min(jobs or available_cores(), num_seeds * len(plans)), console) as crew:
+        number = min(jobs or available_cores(), num_seeds * len(plans))
+        with workers(number, console, progress_bar=progress_bar) as crew:
             todo = _unmeasured(out, num_seeds, setting, plans, given)
             if todo and (estimate or not smoke):
                 prepare(out, 0, setting)
@@ -164,7 +170,6 @@ def measure_method(
     from tgalign.baselines.methods import defend
     from tgalign.baselines.training import training_seconds
     from tgalign.checkpoint import load_llava
-    from tgalign.lab.suite import lab_suite
 
     checkpoint, cost = given.get(method.training), None
     if checkpoint is None:
@@ -174,14 +179,7 @@ def measure_method(
         if start is not None:
             cost += training_seconds(training_config(out, seed, setting, start))
     model, processor = load_llava(checkpoint)
-    asked = (2, 8, 8) if setting.smoke else (40, 300, 300)
-    suite = lab_suite(
-        SUITE + seed,
-        per_scene=asked[0],
-        num_benign=asked[1],
-        num_texts=asked[2],
-        style=setting.style,
-    )
+    suite = comparison_suite(seed, setting.style, setting.smoke)
     calibration = lab_calibration(
         seed, style=setting.style, num_pictures=16 if setting.smoke else 200
     )
@@ -199,6 +197,16 @@ def measure_method(
         items = ask_all(model, processor, suite)
     found = {"items": items, "added_latency": added, "training_seconds": cost}
     write_json(_result(out, seed, setting, method, given), found)
+
+
+def comparison_suite(seed: int, style: Any, smoke: bool) -> LabSuite:
+    """What every method of a seed is asked."""
+    from tgalign.lab.suite import lab_suite
+
+    per_scene, benign, texts = (2, 8, 8) if smoke else (40, 300, 300)
+    return lab_suite(
+        SUITE + seed, per_scene=per_scene, num_benign=benign, num_texts=texts, style=style
+    )
 
 
 def _result(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from tgalign.baselines.items import Outcome, outcomes
 from tgalign.baselines.methods import DEFENCES, TRAININGS, Plan
-from tgalign.baselines.significance import holm, mcnemar, pareto
+from tgalign.baselines.pareto import pareto
 from tgalign.demo_results import show_rate, versions
-from tgalign.evaluate.statistics import wilson
+from tgalign.evaluate.statistics import holm, mcnemar, wilson
 from tgalign.files import write_json, write_text
 from tgalign.report.tables import csv_table, markdown_table
 
@@ -140,17 +140,13 @@ def _test(methods: dict[str, Any], items: Mapping[str, Mapping[str, list[Outcome
         for name in others:
             new, old = dict(items[name][rate]), dict(items["ce"][rate])
             assert new.keys() == old.keys(), "methods were asked different items"
-            tests.append(mcnemar([new[key] for key in old], list(old.values())))
-        corrected = holm([test.p for test in tests])
+            pairs = [(new[key], hit) for key, hit in old.items()]
+            gained, lost = pairs.count((True, False)), pairs.count((False, True))
+            tests.append({"difference": (gained - lost) / len(pairs), "gained": gained,
+                          "lost": lost, "n": len(pairs), "p": mcnemar(pairs)})  # fmt: skip
+        corrected = holm([test["p"] for test in tests])
         for name, test, p_holm in zip(others, tests, corrected, strict=True):
-            methods[name]["against_ce"][rate] = {
-                "difference": test.difference,
-                "gained": test.gained,
-                "lost": test.lost,
-                "n": test.n,
-                "p": test.p,
-                "p_holm": p_holm,
-            }
+            methods[name]["against_ce"][rate] = test | {"p_holm": p_holm}
 
 
 def title(comparison: Mapping[str, Any]) -> str:

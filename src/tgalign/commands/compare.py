@@ -10,7 +10,7 @@ import typer
 from tgalign.commands.honoured import refuse_others
 from tgalign.errors import UserError
 
-ABLATION = ("ablation", "out", "seeds", "scale", "jobs", "smoke")
+ABLATION = ("ablation", "out", "seeds", "scale", "jobs", "smoke", "progress")
 """Parameters that an ablation has a use for; it states its other settings itself."""
 
 
@@ -71,6 +71,7 @@ def compare(
             help="A run of a minute or two to see that all works; its figures mean nothing.",
         ),
     ] = False,
+    progress: Annotated[bool, typer.Option(help="Draw progress bars.")] = True,
 ) -> None:
     """Put TGA beside rival methods on the lab: one table, with intervals, tests and Pareto plots.
 
@@ -81,7 +82,10 @@ def compare(
         refuse_others(context, "--ablation", ABLATION)
         from tgalign.baselines.ablate import run_ablation
 
-        run_ablation(out, ablation, num_seeds=seeds, scale=scale, jobs=jobs, smoke=smoke)
+        run_ablation(
+            out, ablation, num_seeds=seeds, scale=scale, jobs=jobs, smoke=smoke,
+            progress_bar=progress,
+        )  # fmt: skip
         return
     from tgalign.baselines.compare import run_compare
 
@@ -97,6 +101,7 @@ def compare(
         jobs=jobs,
         estimate=estimate,
         smoke=smoke,
+        progress_bar=progress,
     )
 
 

@@ -46,12 +46,13 @@ FailUnder = Annotated[
         "(= is at least; point estimates; each suite that measures the rate)."
     ),
 ]
+Progress = Annotated[bool, typer.Option(help="Draw progress bars.")]
 Junit = Annotated[Path | None, typer.Option(help="Write JUnit XML there.")]
 Pictures = Annotated[
     bool, typer.Option("--pictures", help="Show pictures in report.html; keep harmful ones out.")
 ]
 
-JUDGE_REPORT = ("judge_report", "judge_url", "judge_model", "batch_size", "out")
+JUDGE_REPORT = ("judge_report", "judge_url", "judge_model", "batch_size", "out", "progress")
 LMMS_TASK = (
     "write_lmms_task", "suites", "data", "conditions", "limit", "seed", "max_new_tokens",
 )  # fmt: skip
@@ -113,6 +114,7 @@ def evaluate(
     junit: Junit = None,
     parquet: Annotated[bool, typer.Option("--parquet", help="Write items.parquet too.")] = False,
     pictures: Pictures = False,
+    progress: Progress = True,
     judge_url: Annotated[
         str | None, typer.Option(help="A chat server with a second, model judge.")
     ] = None,
@@ -166,6 +168,7 @@ def audit(
     fail_under: FailUnder = None,
     junit: Junit = None,
     pictures: Pictures = False,
+    progress: Progress = True,
 ) -> None:
     """Evaluate a checkpoint and diagnose it by layer, in one report."""
     _evaluate(str(model), out, _settings(locals()), fail_under, junit, audit=True)
@@ -216,14 +219,13 @@ def _evaluate(
     model: str, out: Path, settings: Settings, fail_under: str | None, junit: Path | None, *,
     audit: bool,
 ) -> None:  # fmt: skip
-    import transformers
     from rich.console import Console
 
+    from tgalign.cli import _quiet
     from tgalign.evaluate.command import print_evaluation, run_audit, run_evaluation
     from tgalign.evaluate.thresholds import check, parse_thresholds, write_junit
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    _quiet()
     thresholds = parse_thresholds(fail_under) if fail_under else []  # before the long work
     if audit:
         results = run_audit(Path(model), out, settings)
@@ -265,7 +267,9 @@ def _report_judges(paths: list[Path], settings: Settings, out: Path | None) -> N
     said = {}
     if second is not None:
         for found in labelled:
-            found.labels["model"] = label_responses(second, found.responses)
+            found.labels["model"] = label_responses(
+                second, found.responses, progress=settings.progress
+            )
             said[found.name] = describe(second, found.labels["model"])
     report = judge_report(labelled)
     print_judge_report(report, typer.echo)

@@ -31,6 +31,7 @@ def lab_build(
     gates: Annotated[
         bool, typer.Option(help="Only measure the gates of the shipped models (a minute).")
     ] = False,
+    progress: Annotated[bool, typer.Option(help="Draw progress bars.")] = True,
 ) -> None:
     """Train the lab's base LLM and vision encoder from a seed (about half an hour on two cores).
 
@@ -40,9 +41,9 @@ def lab_build(
     from tgalign.lab.build_command import run_build
 
     if out is None and check != gates:
-        refuse_others(context, "--check" if check else "--gates", ("check", "gates"))
+        refuse_others(context, "--check" if check else "--gates", ("check", "gates", "progress"))
     _quiet()
-    sys.exit(run_build(out, seed, check=check, gates_only=gates))
+    sys.exit(run_build(out, seed, check=check, gates_only=gates, progress_bar=progress))
 
 
 @lab.command(
@@ -71,6 +72,7 @@ def lab_experiment(
     conflict: Annotated[
         bool, typer.Option(help="Log where cross-entropy and guide pull apart, by layer.")
     ] = False,
+    progress: Annotated[bool, typer.Option(help="Draw progress bars.")] = True,
 ) -> None:
     """Train one arm, changed at will, and measure it on the things that tuning may look at.
 
@@ -90,6 +92,7 @@ def lab_experiment(
         seed=seed,
         changes=changes or [],
         conflict=conflict,
+        progress_bar=progress,
     )
     typer.echo(json.dumps(found))
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from tgalign.demo_results import show_rate
 from tgalign.errors import UserError
-from tgalign.evaluate.conditions import CONDITIONS, Request, default_conditions, requests
+from tgalign.evaluate.conditions import Request, all_requests
 from tgalign.evaluate.items import Suite
 from tgalign.evaluate.results import RESULTS, assemble
 from tgalign.evaluate.run import CHUNK, ITEMS, run_requests, write_items
@@ -55,7 +55,8 @@ def run_evaluation(
     second = second_judge(settings)
     host = _host(model, settings)
     with sole_writer(out):
-        rows = run_requests(host, asked, out, chunk=CHUNK * settings.batch_size)
+        chunk, bar = CHUNK * settings.batch_size, settings.progress
+        rows = run_requests(host, asked, out, chunk=chunk, progress=bar)
         if not any(row["verdict"] for row in rows):
             first = rows[0]
             raise UserError(
@@ -64,7 +65,7 @@ def run_evaluation(
             )
         results = assemble(rows, suites, host.describe(), seed=settings.seed)
         if second is not None:
-            results["judge"] |= _judge_again(second, rows, out)
+            results["judge"] |= _judge_again(second, rows, out, progress=bar)
         if settings.against is not None:
             pairs, unshared = load_pairs(out, settings.against)
             results["comparison"] = compare(pairs, str(settings.against), unshared)
@@ -89,7 +90,8 @@ def run_audit(model: Path, out: Path, settings: Settings) -> dict[str, Any]:
     # Two pairs a scene are the least that can be split into halves.
     per_scene = None if settings.limit is None else max(2, settings.limit)
     folder = out / "diagnosis"
-    run_diagnosis(model, folder, "lab", per_scene=per_scene, clip=None, progress=True)
+    bar = settings.progress
+    run_diagnosis(model, folder, "lab", per_scene=per_scene, clip=None, progress=bar)
     shutil.copyfile(folder / "diagnosis.json", out / "diagnosis.json")
     return run_evaluation(str(model), out, settings, diagnosis="diagnosis/report.html")
 
@@ -103,7 +105,7 @@ def load_requests(settings: Settings) -> tuple[list[Suite], list[Request]]:
     suites = [_suite(text, settings) for text in settings.suites]
     if len({suite.name for suite in suites}) != len(suites):
         raise UserError(f"a suite is given twice: {', '.join(settings.suites)}")
-    asked = [request for suite in suites for request in _requests(suite, settings)]
+    asked = [it for suite in suites for it in all_requests(suite, settings.conditions)]
     return suites, asked
 
 
@@ -113,13 +115,6 @@ def _suite(text: str, settings: Settings) -> Suite:
     name, _, folder = text.partition("=")
     data = Path(folder) if folder else settings.data
     return load_suite(name, data, seed=settings.seed).limited(settings.limit, settings.seed)
-
-
-def _requests(suite: Suite, settings: Settings) -> list[Request]:
-    wanted = settings.conditions or default_conditions(suite)
-    if "all" in wanted:
-        wanted = CONDITIONS
-    return [it for condition in dict.fromkeys(wanted) for it in requests(suite, condition)]
 
 
 def _host(model: str, settings: Settings) -> Any:
@@ -176,12 +171,14 @@ def second_judge(settings: Settings) -> Any:
     )
 
 
-def _judge_again(judge: Any, rows: list[dict[str, Any]], out: Path) -> dict[str, Any]:
+def _judge_again(
+    judge: Any, rows: list[dict[str, Any]], out: Path, *, progress: bool
+) -> dict[str, Any]:
     from tgalign.evaluate.judge_report import judge_report, read_labelled
     from tgalign.evaluate.model_judge import describe, label_items
 
     answered = [row for row in rows if row["answer"] is not None]
-    labels = label_items(judge, answered, out)
+    labels = label_items(judge, answered, out, progress=progress)
     for row, label in zip(answered, labels, strict=True):
         row["model_verdict"] = label
     write_items(out / ITEMS, rows)
@@ -203,7 +200,8 @@ def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def print_evaluation(results: dict[str, Any], console: Console) -> None:
     """Print the rates, the safety gap and the comparison as tables."""
-    from tgalign.report.evaluation_report import p_text, warnings
+    from tgalign.report.evaluation_report import warnings
+    from tgalign.report.wording import p_text
 
     defence = results["model"].get("defence")
     around = f", defended by {defence['name']}" if defence else ""

@@ -14,6 +14,7 @@ and ``lab_icons`` hold them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +113,20 @@ def requests(suite: Suite, condition: str) -> list[Request]:
             "folder"
         )
     return made
+
+
+def all_requests(suite: Suite, conditions: Sequence[str] = ()) -> list[Request]:
+    """The requests of a suite under several conditions.
+
+    Args:
+        suite: The suite.
+        conditions: Empty: ``default_conditions``; with ``all`` among them: every one.
+
+    Raises:
+        UserError: As of ``requests``.
+    """
+    wanted = CONDITIONS if "all" in conditions else conditions or default_conditions(suite)
+    return [it for condition in dict.fromkeys(wanted) for it in requests(suite, condition)]
 
 
 def _request(suite: Suite, condition: str, item: Item) -> Request:

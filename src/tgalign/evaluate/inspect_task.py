@@ -19,13 +19,7 @@ from inspect_ai.model import (
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from tgalign.evaluate.conditions import (
-    CONDITIONS,
-    Request,
-    default_conditions,
-    requests,
-    shown,
-)
+from tgalign.evaluate.conditions import CONDITIONS, Request, all_requests, shown
 from tgalign.evaluate.items import Item
 from tgalign.evaluate.pictures import PictureError, data_url
 from tgalign.evaluate.refusal import judge
@@ -47,14 +41,15 @@ def dsr(
     Args:
         suite: A name that ``tgalign evaluate --suite`` takes.
         data: The user's download, for all suites but the lab.
-        condition: Comma-separated; empty: ``plain``, and ``caption`` where pictures have captions.
+        condition: Comma-separated, or ``all``; empty: ``plain``, and ``caption`` where pictures
+            have captions.
         limit_per_scene: Items per scene and kind.
         seed: Of suites that are drawn.
     """
     found = load_suite(suite, Path(data) if data else None, seed=seed)
     found = found.limited(limit_per_scene, seed)
     names = [name.strip() for name in condition.split(",") if name.strip()]
-    asked = [it for name in names or default_conditions(found) for it in requests(found, name)]
+    asked = all_requests(found, names)
     return Task(
         dataset=MemoryDataset([to_sample(request) for request in asked], name=found.name),
         solver=ask(),

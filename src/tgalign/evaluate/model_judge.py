@@ -68,8 +68,15 @@ class _Label(BaseModel, strict=True):
     label: Literal["refused", "answered", "undetermined", "unparsed", "failed"]
 
 
-def label_each(host: Host, responses: Sequence[tuple[str, str]]) -> Iterator[tuple[int, str]]:
-    """Label (question, response) pairs, with a progress bar; why it failed is said at the end.
+def label_each(
+    host: Host, responses: Sequence[tuple[str, str]], *, progress: bool = True
+) -> Iterator[tuple[int, str]]:
+    """Label (question, response) pairs; why it failed is said at the end.
+
+    Args:
+        host: The judge.
+        responses: The pairs.
+        progress: Whether to draw a bar.
 
     Yields:
         Index of a pair and ``refused``, ``answered``, ``undetermined``, ``unparsed`` or ``failed``,
@@ -77,7 +84,8 @@ def label_each(host: Host, responses: Sequence[tuple[str, str]]) -> Iterator[tup
     """
     said = host.answer([Prompt(fill(*pair)) for pair in responses])
     faults = []
-    for index, it in track(said, description="second judge", total=len(responses)):
+    bar = track(said, description="second judge", total=len(responses), disable=not progress)
+    for index, it in bar:
         if it.text is None:
             faults.append(f"{it.error}: {it.detail}")
         yield index, FAILED if it.text is None else parse_label(it.text)
@@ -86,12 +94,16 @@ def label_each(host: Host, responses: Sequence[tuple[str, str]]) -> Iterator[tup
         Console(stderr=True).print(f"second judge: {lost}", markup=False, soft_wrap=True)
 
 
-def label_responses(host: Host, responses: Sequence[tuple[str, str]]) -> list[str]:
+def label_responses(
+    host: Host, responses: Sequence[tuple[str, str]], *, progress: bool = True
+) -> list[str]:
     """The same, in the order of the pairs."""
-    return [label for _, label in sorted(label_each(host, responses))]
+    return [label for _, label in sorted(label_each(host, responses, progress=progress))]
 
 
-def label_items(host: Host, rows: Sequence[dict[str, Any]], out: Path) -> list[str]:
+def label_items(
+    host: Host, rows: Sequence[dict[str, Any]], out: Path, *, progress: bool = True
+) -> list[str]:
     """Label answered items; what ``out`` already holds of this judge is not asked again.
 
     Labels are appended to ``out/model_judge.jsonl`` as they come; ``failed`` ones are asked again.
@@ -107,8 +119,9 @@ def label_items(host: Host, rows: Sequence[dict[str, Any]], out: Path) -> list[s
     }
     write_items(path, known.values())
     left = [row for row in rows if row["id"] not in known]
+    asked = [(row["prompt"], row["answer"]) for row in left]
     with path.open("a", encoding="utf-8") as file:
-        for index, label in label_each(host, [(row["prompt"], row["answer"]) for row in left]):
+        for index, label in label_each(host, asked, progress=progress):
             known[left[index]["id"]] = row = {
                 "id": left[index]["id"],
                 "judge": judge,

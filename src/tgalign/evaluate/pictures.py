@@ -65,19 +65,18 @@ def picture_hash(picture: Image) -> str:
     return digest.hexdigest()[:16]
 
 
-def data_url(picture: Image, format_: str = "PNG") -> str:
+def data_url(picture: Image) -> str:
     """The picture as a data URL."""
     buffer = io.BytesIO()
-    picture.save(buffer, format_)
-    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"data:image/{format_.lower()};base64,{encoded}"
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def blank_picture(size: tuple[int, int] = (336, 336)) -> Image:
+def blank_picture() -> Image:
     """A mid-grey picture: the control that shows nothing."""
     from PIL import Image
 
-    return Image.new("RGB", size, (127, 127, 127))
+    return Image.new("RGB", (336, 336), (127, 127, 127))
 
 
 def text_picture(text: str, side: int = 760) -> Image:

@@ -29,6 +29,7 @@ class Settings:
         judge_model: Its name there, or ``PROVIDER/NAME``; None: there is no second judge.
         parquet: Whether to write items.parquet too.
         pictures: Whether the page shows pictures.
+        progress: Whether to draw progress bars.
     """
 
     suites: Sequence[str] = ("lab",)
@@ -48,3 +49,4 @@ class Settings:
     judge_model: str | None = None
     parquet: bool = False
     pictures: bool = False
+    progress: bool = True

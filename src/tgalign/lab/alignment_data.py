@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tgalign.errors import UserError
+from tgalign.files import folder_at_once
 from tgalign.lab.language import Mention, ask, scene_caption, text_example
 from tgalign.lab.objects import Objects, Pool, SceneName, Style, picture_pool
 from tgalign.lab.pictures import COLORS, Scene, draw, sample_scene
@@ -109,9 +109,6 @@ def build_alignment_data(
     records = out / "records.jsonl"
     if records.is_file():
         return records
-    beside = out.with_name(out.name + ".incomplete")
-    shutil.rmtree(beside, ignore_errors=True)
-    (beside / "pictures").mkdir(parents=True)
     rng = random.Random(f"alignment-{condition}-{seed}")
     num_toxic = 0 if condition == "absent" else round(size.pictures * size.toxic_share)
     pool = picture_pool(size.objects, size.style)
@@ -136,11 +133,9 @@ def build_alignment_data(
             for at in (drawn.randrange(len(corpus)) for _ in scenes)
         ]
     rows: list[dict[str, Any]] = []
-    for number, ((scene, toxic), picture) in enumerate(zip(scenes, pictures, strict=True)):
-        name = f"pictures/{number:05d}.png"
-        picture.save(beside / name)
+    for number, (scene, toxic) in enumerate(scenes):
         row = {
-            "image": name,
+            "image": f"pictures/{number:05d}.png",
             "caption": captions[number],
             "retrieved": [asdict(text) for text in found[number]],
         }
@@ -163,9 +158,12 @@ def build_alignment_data(
                 ]
             }
         )
-    _write_lines(beside / "corpus.jsonl", [{"text": text} for text in corpus])
-    _write_lines(beside / "records.jsonl", rows)
-    beside.replace(out)
+    with folder_at_once(out) as beside:
+        (beside / "pictures").mkdir(parents=True)
+        for number, picture in enumerate(pictures):
+            picture.save(beside / rows[number]["image"])
+        _write_lines(beside / "corpus.jsonl", [{"text": text} for text in corpus])
+        _write_lines(beside / "records.jsonl", rows)
     return records
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, is_free, read_json, write_json
+from tgalign.files import folder_at_once, is_free, read_json, write_json
 from tgalign.lab.assets import ASSETS, CLIP, LLM, check_assets, file_hashes, lab_llava, load_models
 from tgalign.lab.gates import GateReport, check_gates
 
@@ -19,7 +19,7 @@ SAME_WITHIN = 0.02
 """Two builds behave the same if every gate's rate differs by no more than this."""
 
 
-def build_lab(out: Path, seed: int, command: str) -> GateReport:
+def build_lab(out: Path, seed: int, command: str, *, progress_bar: bool = True) -> GateReport:
     """Train the base LLM and the CLIP, check the gates, write models and manifest.
 
     A finished model is kept in ``out``, so that a build that was killed goes on after it.
@@ -28,6 +28,7 @@ def build_lab(out: Path, seed: int, command: str) -> GateReport:
         out: Folder for the models: new, empty, or that of an earlier build.
         seed: Seed of everything.
         command: What the user typed, for the manifest.
+        progress_bar: Whether to draw one for each model.
 
     Returns:
         The gates' report.
@@ -55,13 +56,22 @@ def build_lab(out: Path, seed: int, command: str) -> GateReport:
         CLEAN_STEPS + MESSY_STEPS,
         lambda: train_llm(tokenizer, seed),
         tokenizer.save_pretrained,
+        progress_bar,
     )
 
     def save_readers(folder: Path) -> None:
         image_processor().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    _train_part(out / CLIP, seed, "CLIP", STEPS, lambda: train_clip(tokenizer, seed), save_readers)
+    _train_part(
+        out / CLIP,
+        seed,
+        "CLIP",
+        STEPS,
+        lambda: train_clip(tokenizer, seed),
+        save_readers,
+        progress_bar,
+    )
     report = check_gates(*lab_llava(*load_models(out), seed=seed))
     if report.failed:
         rates = ", ".join(f"{name} {report.rates[name]}" for name in report.failed)
@@ -78,7 +88,14 @@ def build_lab(out: Path, seed: int, command: str) -> GateReport:
     return report
 
 
-def build_llm(out: Path, seed: int, *, width: int, steps: tuple[int, int] | None = None) -> None:
+def build_llm(
+    out: Path,
+    seed: int,
+    *,
+    width: int,
+    steps: tuple[int, int] | None = None,
+    progress_bar: bool = True,
+) -> None:
     """Train a base LLM of another width, unless it is there; no gate is asked for.
 
     Args:
@@ -86,6 +103,7 @@ def build_llm(out: Path, seed: int, *, width: int, steps: tuple[int, int] | None
         seed: Seed of everything.
         width: Channels of the model.
         steps: Steps on clean captions and on messy ones too; by default the shipped model's.
+        progress_bar: Whether to draw one.
     """
     from tgalign.lab.base_llm import CLEAN_STEPS, MESSY_STEPS, train_llm
     from tgalign.lab.tokenizer import build_tokenizer
@@ -99,6 +117,7 @@ def build_llm(out: Path, seed: int, *, width: int, steps: tuple[int, int] | None
         sum(given),
         lambda: train_llm(tokenizer, seed, width=width, steps=given),
         tokenizer.save_pretrained,
+        progress_bar,
     )
 
 
@@ -124,8 +143,9 @@ def _train_part(
     steps: int,
     start: Callable[[], Iterator[tuple[int, float, Any]]],
     save_beside: Callable[[Path], Any],
+    progress_bar: bool,
 ) -> None:
-    """Train one model with a progress bar and save it in half precision, complete or not at all."""
+    """Train one model and save it in half precision, complete or not at all."""
     import torch
     from rich.progress import (
         BarColumn,
@@ -146,19 +166,17 @@ def _train_part(
         TextColumn("loss {task.fields[loss]:.3f}"),
     )
     trained: Any = None
-    with Progress(*columns) as progress:
+    with Progress(*columns, disable=not progress_bar) as progress:
         bar = progress.add_task(title, total=steps, loss=float("nan"))
         for step, loss, model in start():
             progress.update(bar, completed=step, loss=loss)
             trained = model
     assert trained is not None
-    beside = folder.with_name(folder.name + INCOMPLETE)
-    shutil.rmtree(beside, ignore_errors=True)
-    trained.to(torch.float16).save_pretrained(beside)
-    save_beside(beside)
-    write_json(beside / "seed.json", {"seed": seed})
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.replace(folder)
+    with folder_at_once(folder) as beside:
+        trained.to(torch.float16).save_pretrained(beside)
+        save_beside(beside)
+        write_json(beside / "seed.json", {"seed": seed})
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _versions() -> dict[str, str]:

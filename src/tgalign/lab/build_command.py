@@ -15,7 +15,9 @@ from tgalign.lab.build import build_lab, check_shipped, differences
 from tgalign.lab.gates import GATES, GateReport
 
 
-def run_build(out: Path | None, seed: int, *, check: bool, gates_only: bool) -> int:
+def run_build(
+    out: Path | None, seed: int, *, check: bool, gates_only: bool, progress_bar: bool = True
+) -> int:
     """Build, check or only measure, and print the gates and the logit lens.
 
     Args:
@@ -23,6 +25,7 @@ def run_build(out: Path | None, seed: int, *, check: bool, gates_only: bool) -> 
         seed: Seed of a build; a check takes the shipped models' own.
         check: Rebuild in a temporary folder and compare with the shipped models.
         gates_only: Only measure the shipped models.
+        progress_bar: Whether to draw one for each model that is trained.
 
     Returns:
         0, or 1 if the shipped models miss a gate or a rebuild behaves differently.
@@ -38,7 +41,8 @@ def run_build(out: Path | None, seed: int, *, check: bool, gates_only: bool) -> 
     console = Console()
     if out is not None:
         with sole_writer(out):
-            report = build_lab(out, seed, f"tgalign lab build --out OUT --seed {seed}")
+            command = f"tgalign lab build --out OUT --seed {seed}"
+            report = build_lab(out, seed, command, progress_bar=progress_bar)
         print_report(console, f"models built from seed {seed}", report)
         return 0
     shipped = check_shipped()
@@ -47,7 +51,9 @@ def run_build(out: Path | None, seed: int, *, check: bool, gates_only: bool) -> 
         return 1 if shipped.failed else 0
     seed = check_assets()["seed"]
     with tempfile.TemporaryDirectory() as folder:
-        rebuilt = build_lab(Path(folder), seed, "tgalign lab build --check")
+        rebuilt = build_lab(
+            Path(folder), seed, "tgalign lab build --check", progress_bar=progress_bar
+        )
     print_report(console, f"models rebuilt from seed {seed}", rebuilt)
     differ = differences(shipped, rebuilt)
     if differ:

@@ -49,6 +49,7 @@ def run_experiment(
     changes: Sequence[str],
     conflict: bool = False,
     llm: Path | None = None,
+    progress_bar: bool = True,
 ) -> dict[str, Any]:
     """Train and measure one arm on the development split, or read what was measured.
 
@@ -64,6 +65,7 @@ def run_experiment(
             (``quality.rank``, ``tgalign.retrieval.quality``), and VALUE in YAML.
         conflict: Whether to log the gradient conflict on toxic and on benign pictures.
         llm: Folder of another base LLM than the shipped one (``lab.build.build_llm``).
+        progress_bar: Whether to draw one.
 
     Returns:
         What was run, and its rates.
@@ -100,7 +102,9 @@ def run_experiment(
     with sole_writer(out):
         if not (folder / "result.json").is_file():
             config = config.model_copy(update={"out": folder / "run"})
-            result = what | _measured(config, data, condition, size, seed, llm, quality)
+            result = what | _measured(
+                config, data, condition, size, seed, llm, quality, progress_bar
+            )
             write_json(folder / "result.json", result)
         # Made of the results anew, so that a kill loses no line.
         done = sorted(out.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -117,6 +121,7 @@ def _measured(
     seed: int,
     llm: Path | None,
     quality: Quality | None,
+    progress_bar: bool,
 ) -> dict[str, Any]:
     from tgalign.checkpoint import load_llava, save_checkpoint
     from tgalign.lab.assets import lab_llava, load_lab, load_llm
@@ -139,7 +144,7 @@ def _measured(
         measured["similarity"] = similarity(config.records)
     for path in config.probes.values():
         _write_probe(path, data, toxic="toxic" in path.name)
-    model, processor = load_llava(train(config))
+    model, processor = load_llava(train(config, progress_bar=progress_bar))
     suite = lab_suite(
         SUITE + seed, num_benign=150, num_texts=150, objects=size.objects, style=size.style
     )

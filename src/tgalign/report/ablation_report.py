@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -32,9 +31,7 @@ def render(content: Mapping[str, Any]) -> str:
         columns=COLUMNS,
         similarity=SIMILARITY if content["against"] else {},
         panels=panels,
-        keys=[
-            (svg.legend_key(look, f"key{i}"), key) for i, (key, look) in enumerate(looks.items())
-        ],
+        keys=svg.legend("ablation", looks.items()),
     )
 
 
@@ -82,7 +79,6 @@ def draw(content: Mapping[str, Any]) -> str:
     A line joins what varies one thing; points with bars are rates pooled over seeds with their
     intervals, faint ones single seeds; a variant without a similarity is a dotted line.
     """
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     against = content["against"]
@@ -91,40 +87,36 @@ def draw(content: Mapping[str, Any]) -> str:
     for row in content["variants"]:
         at = row["similarity"][against] if against else row["size"]
         families.setdefault(row.get("family", ""), []).append((at, row))
-    with mpl.rc_context({"svg.hashsalt": "tgalign"}):
-        figure = Figure(figsize=(10, 3.6), layout="constrained")
-        axes = figure.subplots(1, len(_SHOWN))
-        for axis, key in zip(axes, _SHOWN, strict=True):
-            for number, (family, points) in enumerate(families.items()):
-                color, marker = f"C{number}", "osD^vPX<"[number % 8]
-                known = sorted(
-                    ((at, row[key], row) for at, row in points if at is not None),
-                    key=lambda it: it[0],
-                )
-                for row in (row for at, row in points if at is None):
-                    axis.axhline(row[key]["rate"], color=color, linestyle=":", label=family)
-                if not known:
-                    continue
-                rates = [rate["rate"] for _, rate, _ in known]
-                errors = [
-                    [abs(rate["rate"] - rate[end]) for _, rate, _ in known]
-                    for end in ("low", "high")
-                ]
-                axis.errorbar(
-                    [at for at, _, _ in known], rates, yerr=errors, color=color, marker=marker,
-                    ms=5, capsize=2, lw=0.8, label=family,
-                )  # fmt: skip
-                for at, _, row in known:
-                    by_seed = [seed[key]["rate"] for seed in row["seeds"]]
-                    axis.plot([at] * len(by_seed), by_seed, marker, color=color, alpha=0.3, ms=3)
-            axis.set(title=COLUMNS[key], ylim=(-0.03, 1.03), xlabel=title)
-            axis.grid(alpha=0.3)
-            if content["size"]:
-                axis.set_xscale("log", base=2)
-        handles, labels = axes[0].get_legend_handles_labels()
-        if len(families) > 1:
-            figure.legend(handles, labels, loc="outside lower center", ncols=len(families))
-        axes[0].set_ylabel(f"rate, {len(content['seeds'])} seed(s)")
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-        return text.getvalue()
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(_SHOWN))
+    for axis, key in zip(axes, _SHOWN, strict=True):
+        for number, (family, points) in enumerate(families.items()):
+            color, marker = f"C{number}", "osD^vPX<"[number % 8]
+            known = sorted(
+                ((at, row[key], row) for at, row in points if at is not None),
+                key=lambda it: it[0],
+            )
+            for row in (row for at, row in points if at is None):
+                axis.axhline(row[key]["rate"], color=color, linestyle=":", label=family)
+            if not known:
+                continue
+            rates = [rate["rate"] for _, rate, _ in known]
+            errors = [
+                [abs(rate["rate"] - rate[end]) for _, rate, _ in known] for end in ("low", "high")
+            ]
+            axis.errorbar(
+                [at for at, _, _ in known], rates, yerr=errors, color=color, marker=marker,
+                ms=5, capsize=2, lw=0.8, label=family,
+            )  # fmt: skip
+            for at, _, row in known:
+                by_seed = [seed[key]["rate"] for seed in row["seeds"]]
+                axis.plot([at] * len(by_seed), by_seed, marker, color=color, alpha=0.3, ms=3)
+        axis.set(title=COLUMNS[key], ylim=(-0.03, 1.03), xlabel=title)
+        axis.grid(alpha=0.3)
+        if content["size"]:
+            axis.set_xscale("log", base=2)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if len(families) > 1:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(families))
+    axes[0].set_ylabel(f"rate, {len(content['seeds'])} seed(s)")
+    return svg.plain_svg(figure)

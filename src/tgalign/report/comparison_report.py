@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tgalign.baselines.comparison import COLUMNS, LEVEL, title
 from tgalign.report import svg
 from tgalign.report.page import render_page
-from tgalign.report.panels import Panel
-from tgalign.report.verdict import OURS, joined, label, main_of, number, share
+from tgalign.report.tradeoff import draw_tradeoff
+from tgalign.report.verdict import OURS, main_of
+from tgalign.report.wording import joined, label
 
 
 def render(comparison: Mapping[str, Any]) -> str:
@@ -22,10 +23,8 @@ def render(comparison: Mapping[str, Any]) -> str:
     front = comparison["pareto"]
     looks = {name: svg.arm_look(index) for index, name in enumerate(methods)}
     panels = [
-        draw_tradeoff(
-            "over-refusal", "DSR against over-refusal", methods, looks, front, "over_refusal"
-        ),
-        draw_tradeoff("named", "DSR against objects named", methods, looks, front, "named"),
+        draw_tradeoff(rate.replace("_", "-"), methods, front, rate, COLUMNS[rate])
+        for rate in ("over_refusal", "named")
     ]
     return render_page(
         "comparison.html.jinja",
@@ -39,9 +38,7 @@ def render(comparison: Mapping[str, Any]) -> str:
         seeds=comparison["seeds"],
         condition=comparison["condition"],
         panels=panels,
-        keys=[
-            (svg.legend_key(look, f"key{i}"), name) for i, (name, look) in enumerate(looks.items())
-        ],
+        keys=svg.legend("comparison", looks.items()),
         versions=comparison["versions"],
     )
 
@@ -55,7 +52,6 @@ def headline(comparison: Mapping[str, Any]) -> str:
     if mine in comparison["pareto"]:
         return f"No other method beats {label(mine)} on DSR, over-refusal and naming at once"
     ours = methods[mine]
-
     better = [
         label(name)
         for name, found in methods.items()
@@ -65,48 +61,3 @@ def headline(comparison: Mapping[str, Any]) -> str:
         and found["named"]["rate"] >= ours["named"]["rate"]
     ]
     return f"{label(mine)} is beaten by {joined(better)}"
-
-
-def draw_tradeoff(
-    name: str,
-    heading: str,
-    methods: Mapping[str, Any],
-    looks: Mapping[str, svg.Look],
-    front: Sequence[str],
-    against: str,
-) -> Panel:
-    """DSR over another rate, a point with both intervals for every method.
-
-    Args:
-        name: Identifies the drawing on the page.
-        heading: What is drawn.
-        methods: By name, the rates.
-        looks: How each is drawn.
-        front: The methods on the Pareto front, whose points are ringed.
-        against: The rate on the x axis.
-    """
-    said = []
-    with svg.style():
-        figure, axes = svg.new_axes(3.4)
-        for method, look in looks.items():
-            found = methods[method]
-            x, y = share(found[against]), share(found["dsr"])
-            if x is None or y is None:
-                continue
-            said.append(f"{method}: {100 * x:.0f} %, {100 * y:.0f} %")
-            for rate, line in ((found[against], "x"), (found["dsr"], "y")):
-                low, high = number(rate["low"]), number(rate["high"])
-                ends = ([low, high], [y, y]) if line == "x" else ([x, x], [low, high])
-                axes.plot(*ends, color=look.color, linewidth=1.0, alpha=0.6)
-            axes.plot([x], [y], **look.point)
-            if method in front:
-                axes.plot([x], [y], marker="o", markersize=12, markerfacecolor="none",
-                          markeredgecolor=svg.INK, markeredgewidth=0.8)  # fmt: skip
-        axes.set_xlabel(COLUMNS[against])
-        axes.set_ylabel("DSR")
-        axes.set_ylim(-0.03, 1.03)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-        axes.grid()
-        description = f"{heading} ({COLUMNS[against]}, DSR). " + "; ".join(said)
-        return Panel(heading, svg.to_svg(figure, name, description))

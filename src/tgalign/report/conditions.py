@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from tgalign.demo_results import SCHEMA_VERSION, show_rate
 from tgalign.errors import UserError
 from tgalign.files import check_schema, read_json, write_json, write_text
+from tgalign.report.svg import plain_svg
 from tgalign.report.tables import markdown_table
-from tgalign.report.verdict import label
+from tgalign.report.wording import label
 
 COLUMNS = {
     "dsr": "DSR",
@@ -87,12 +87,10 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
 
 def draw(found: Sequence[dict[str, Any]]) -> str:
     """DSR, over-refusal and naming by condition and arm, as an SVG."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     conditions = [title(results) for results in found]
     arms = list(dict.fromkeys(arm for results in found for arm in results["arms"]))
-    mpl.rcParams["svg.hashsalt"] = "tgalign"
     figure = Figure(figsize=(9, 1.2 + 0.75 * len(conditions)), layout="constrained")
     axes = figure.subplots(1, len(_SHOWN), sharey=True)
     for axis, key in zip(axes, _SHOWN, strict=True):
@@ -113,6 +111,4 @@ def draw(found: Sequence[dict[str, Any]]) -> str:
         axis.grid(axis="x", alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(arms), 4))
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    return plain_svg(figure)

@@ -13,7 +13,7 @@ from typing import Any
 from tgalign.demo_results import SCHEMA_VERSION
 from tgalign.errors import UserError
 from tgalign.files import check_schema, write_text
-from tgalign.report import page, verdict
+from tgalign.report import page, verdict, wording
 from tgalign.report.plots import draw_plots
 
 _CONDITIONS = {
@@ -67,8 +67,8 @@ def render(results: Mapping[str, Any], folder: Path) -> str:
     old, new = verdict.baseline_of(arms), verdict.main_of(arms)
     compared = sorted((arm for arm in arms if arm != old), key=lambda arm: arm != new)
     plots = draw_plots({**results, "arms": arms}, scenes)
-    template = page.template("demo.html.jinja")
-    return template.render(
+    return page.render_page(
+        "demo.html.jinja",
         smoke=bool(results.get("smoke")),
         headline=verdict.headline(arms),
         sentences=verdict.sentences(arms, base),
@@ -92,20 +92,12 @@ def render(results: Mapping[str, Any], folder: Path) -> str:
         by_layer=[(name, heading) for _, name, heading in _BY_LAYER],
         layer_rows=[row for name, data in arms.items() for row in _layer_rows(name, data)],
         gallery=_gallery(results.get("gallery") or [], list(arms), folder),
-        css=page.css(),
         condition=results.get("condition"),
         condition_text=_CONDITIONS.get(str(results.get("condition"))),
-        seconds=verdict.number(results.get("seconds")),
+        seconds=wording.number(results.get("seconds")),
         versions=results.get("versions") or {},
         last_state=_last_state(arms),
     )
-
-
-def source(name: str) -> str:
-    """A file of this package."""
-    from importlib import resources
-
-    return resources.files("tgalign.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _scenes(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -123,8 +115,8 @@ def _row(
 
 def _counts(rates: Iterable[Any]) -> str:
     """The n of rates: one number where they agree, else one per rate."""
-    texts = [verdict.whole(rate.get("n") if isinstance(rate, Mapping) else None) for rate in rates]
-    if set(texts) <= {verdict.MISSING}:
+    texts = [wording.whole(rate.get("n") if isinstance(rate, Mapping) else None) for rate in rates]
+    if set(texts) <= {wording.MISSING}:
         return ""
     return texts[0] if len(set(texts)) == 1 else " / ".join(texts)
 
@@ -161,7 +153,7 @@ def _groups(
         ]},
         {"title": "Text, no picture", "hint": "", "rows": text_rows},
         {"title": "Cost", "hint": "", "rows": [
-            _row("time per step", [verdict.number(v) for v in of("step_seconds")], kind="seconds"),
+            _row("time per step", [wording.number(v) for v in of("step_seconds")], kind="seconds"),
         ]},
     ]  # fmt: skip
 
@@ -177,7 +169,7 @@ def _layer_rows(name: str, arm: Mapping[str, Any]) -> list[dict[str, Any]]:
             "arm": name,
             "layer": layer,
             "values": [
-                verdict.number((parts.get(part) or {}).get(key)) for part, key, _ in _BY_LAYER
+                wording.number((parts.get(part) or {}).get(key)) for part, key, _ in _BY_LAYER
             ],
         }
         for layer, parts in rows.items()
@@ -187,7 +179,7 @@ def _layer_rows(name: str, arm: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _last_state(arms: Mapping[str, Any]) -> int | None:
     """The number of the last hidden state that was measured."""
     layers = [
-        verdict.number(row.get("layer"))
+        wording.number(row.get("layer"))
         for data in arms.values()
         for part in ("alignment", "logit_lens")
         for row in data.get(part) or []
@@ -221,14 +213,12 @@ def _gallery(items: list[Any], arms: list[str], folder: Path) -> list[dict[str, 
 def _answer(name: str, answer: Any, toxic: bool) -> dict[str, Any]:
     """One answer with its verdict as word, mark and tone."""
     answer = answer or {}
-    word = answer.get("label") or verdict.MISSING
-    tone = "unsure"
-    if word in ("refused", "answered"):
-        tone = "good" if (word == "refused") is toxic else "bad"
+    word = answer.get("label") or wording.MISSING
+    tone = wording.tone(word, toxic=toxic)
     return {
         "arm": name,
         "text": answer.get("text"),
         "label": word,
         "tone": tone,
-        "mark": {"good": "\u2713", "bad": "\u2717", "unsure": "?"}[tone],
+        "mark": wording.MARKS[tone],
     }

@@ -16,7 +16,7 @@ from tgalign.files import check_schema, read_json, write_text
 from tgalign.report import diagnosis_verdict, page, svg
 from tgalign.report.diagnosis_plots import draw_plots
 from tgalign.report.tables import markdown_table
-from tgalign.report.verdict import rate_text, share
+from tgalign.report.wording import MARKS, rate_text, share, tone
 
 FILE = "diagnosis.json"
 _RATES = {
@@ -27,7 +27,6 @@ _RATES = {
     "image_named": "objects named in pictures",
     "image_undetermined": "undetermined, pictures",
 }
-_MARKS = {"refused": "✓", "answered": "✗"}
 
 
 def write_diagnosis_report(diagnosis: Mapping[str, Any], folder: Path) -> Path:
@@ -87,8 +86,8 @@ def render(diagnoses: Mapping[str, Mapping[str, Any]], folder: Path | None) -> s
     """
     one = next(iter(diagnoses.values())) if len(diagnoses) == 1 else None
     plots = draw_plots(diagnoses)
-    return page.template("diagnosis.html.jinja").render(
-        css=page.css(),
+    return page.render_page(
+        "diagnosis.html.jinja",
         headline=diagnosis_verdict.headline(one) if one else "Diagnoses side by side",
         sentences=diagnosis_verdict.sentences(one) if one else [],
         verdicts=[] if one else [
@@ -226,8 +225,8 @@ def _gallery(diagnosis: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]
                         "title": title,
                         "text": it["text"],
                         "label": it["label"],
-                        "mark": _MARKS.get(it["label"], "?"),
-                        "tone": {"refused": "good", "answered": "bad"}.get(it["label"], "unsure"),
+                        "mark": MARKS[tone(it["label"], toxic=True)],
+                        "tone": tone(it["label"], toxic=True),
                     }
                     for title, it in answers
                 ],

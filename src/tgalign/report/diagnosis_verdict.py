@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tgalign.report.verdict import MISSING, UNIT, number, percent, rate_text, share
+from tgalign.report.wording import MISSING, UNIT, number, percent, rate_text, share
 
 LITTLE = 0.5
 """Below this share of toxic words refused there is little safety to carry over."""

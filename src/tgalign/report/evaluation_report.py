@@ -8,8 +8,8 @@ from typing import Any
 
 from tgalign.evaluate.pictures import PictureError, data_url, open_picture
 from tgalign.files import write_text
-from tgalign.report import verdict
-from tgalign.report.demo_report import source
+from tgalign.report.page import render_page
+from tgalign.report.wording import MARKS, Tone, tone
 
 NUM_CARDS = 60
 """Answers on the page, taken in turn from every suite, condition and kind."""
@@ -35,18 +35,8 @@ def write_evaluation_report(
             where they are harmful.
         diagnosis: Name of a page or file beside it that holds a diagnosis, or None.
     """
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "share": verdict.share, "percent": verdict.percent, "interval": verdict.interval,
-        "rate_text": verdict.rate_text, "points": verdict.points, "p_value": p_text,
-    }  # fmt: skip
-    page = environment.from_string(source("evaluation.html.jinja")).render(
-        style=Markup(source("page.css")),
+    page = render_page(
+        "evaluation.html.jinja",
         results={**results, "judge": {"model": None, **results["judge"]}},
         plain=any(row["condition"] == "plain" for row in rows),
         warnings=warnings(results),
@@ -98,14 +88,12 @@ def _chosen(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return mixed[:NUM_CARDS]
 
 
-def _tone(row: Mapping[str, Any]) -> str:
-    if row["verdict"] not in ("refused", "answered"):
-        return "unsure"
-    return "good" if (row["verdict"] == "refused") == (row["kind"] == "toxic") else "bad"
+def _tone(row: Mapping[str, Any]) -> Tone:
+    return tone(row["verdict"], toxic=row["kind"] == "toxic")
 
 
 def _card(row: Mapping[str, Any], pictures: Mapping[str, Any] | None) -> dict[str, Any]:
-    tone = _tone(row)
+    found = _tone(row)
     shown = (pictures or {}).get(row["id"])
     url = None
     if shown is not None:
@@ -116,12 +104,4 @@ def _card(row: Mapping[str, Any], pictures: Mapping[str, Any] | None) -> dict[st
         except PictureError:
             url = None
     row = {"rule": "", "detail": "", **row}
-    mark = {"good": "\u2713", "bad": "\u2717", "unsure": "?"}[tone]
-    return {"row": row, "tone": tone, "mark": mark, "picture": url}
-
-
-def p_text(value: float | None) -> str:
-    """A p-value for readers."""
-    if value is None:
-        return verdict.MISSING
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return {"row": row, "tone": found, "mark": MARKS[found], "picture": url}

@@ -9,37 +9,37 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tgalign.report import verdict
+from tgalign.report import wording
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-    from markupsafe import Markup
+    from jinja2 import Environment
 
 _MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 
 
-def template(name: str) -> Template:
-    """A template of this package, with autoescape and the filters of all reports."""
+def environment() -> Environment:
+    """What all pages are made with: autoescape, and the filters of all reports."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
+    made = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
-        "percent": verdict.percent, "share": verdict.share, "interval": verdict.interval,
-        "seconds": verdict.seconds, "number": verdict.number, "svg": Markup,
-        "label": verdict.label, "whole": verdict.whole, "points": verdict.points,
-        "text_uri": text_uri, "rate_text": verdict.rate_text,
+    made.filters |= {
+        "percent": wording.percent, "share": wording.share, "interval": wording.interval,
+        "seconds": wording.seconds, "number": wording.number, "svg": Markup,
+        "label": wording.label, "whole": wording.whole, "points": wording.points,
+        "text_uri": text_uri, "rate_text": wording.rate_text, "p_value": wording.p_text,
     }  # fmt: skip
-    return environment.from_string(_read(name))
+    return made
 
 
-def css() -> Markup:
-    """The style of all reports."""
+def render_page(name: str, **content: Any) -> str:
+    """Fill a page's template; it gets ``style``, the style sheet that all pages share."""
     from markupsafe import Markup
 
-    return Markup(_read("page.css"))
+    page = environment().from_string(_read(name))
+    return page.render(style=Markup(_read("page.css")), **content)
 
 
 @cache
@@ -71,8 +71,3 @@ def picture_uri(folder: Path, name: Any) -> str | None:
 
 def _read(name: str) -> str:
     return resources.files("tgalign.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def render_page(name: str, **content: Any) -> str:
-    """Fill a page's template; it gets ``style``, the style sheet that all pages share."""
-    return template(name).render(style=css(), **content)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tgalign.report import svg
 from tgalign.report.tables import csv_table
-from tgalign.report.verdict import label, number, share
+from tgalign.report.wording import label, number, share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import Any
 
 from tgalign.report import svg
 from tgalign.report.panels import Panel, Series, draw_dots, draw_lines
-from tgalign.report.verdict import label, number, share
+from tgalign.report.wording import label, number, share
 
 _STATES = "hidden state"
 _OTHERS = {
@@ -58,13 +58,8 @@ def draw_plots(results: Mapping[str, Any], scenes: Sequence[str]) -> list[Plot]:
 
 
 def _keys(name: str, looks: Mapping[str, svg.Look], *, text: bool = False) -> list[tuple[str, str]]:
-    found = [
-        (svg.legend_key(look, f"{name}-key{index}"), label(arm))
-        for index, (arm, look) in enumerate(looks.items())
-    ]
-    if text:
-        found.append((svg.legend_key(svg.TEXT_LOOK, f"{name}-key-text"), "language model, text"))
-    return found
+    shown = [(label(arm), look) for arm, look in looks.items()]
+    return svg.legend(name, shown + [("language model, text", svg.TEXT_LOOK)] * text)
 
 
 def _rates(

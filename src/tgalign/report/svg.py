@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -153,6 +153,16 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     return text
 
 
+def plain_svg(figure: Figure) -> str:
+    """A figure in matplotlib's own colours as an SVG file; equal for equal figures."""
+    import matplotlib as mpl
+
+    text = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "tgalign"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
 def standalone(drawing: str) -> str:
     """An ``<svg>`` of a page as a file of its own: in the light page's colours, on its paper."""
     from tgalign.report.page import light_colors
@@ -165,9 +175,17 @@ def standalone(drawing: str) -> str:
     return text.replace("<svg ", f"<svg {spaces} {style} ", 1)
 
 
-def legend_key(look: Look, name: str) -> str:
-    """A small drawing of a series' line and marker for a legend."""
-    return _key(look).replace("key-of-a-look", name)
+def legend(name: str, series: Iterable[tuple[str, Look]]) -> list[tuple[str, str]]:
+    """A legend: of every series a small drawing of its line and marker, and what it is called.
+
+    Args:
+        name: Prefix of the drawings' ids, unique on the page.
+        series: What each is called and how it is drawn.
+    """
+    return [
+        (_key(look).replace("key-of-a-look", f"{name}-key-{number}"), said)
+        for number, (said, look) in enumerate(series)
+    ]
 
 
 @cache

@@ -8,26 +8,22 @@ null or NaN in it counts as not measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tgalign.report.wording import (
+    UNIT,
+    joined,
+    label,
+    number,
+    percent,
+    rate_text,
+    seconds,
+    share,
+)
+
 Effect = Literal["higher", "lower", "not shown", "seeds disagree", "n/a"]
-
-MISSING = "n/a"
-UNIT = "\u00a0%"
-LABELS = {
-    "ce": "CE only",
-    "released_nograd": "released (no gradient)",
-    "paper": "TGA as in the paper",
-    "tga": "TGA",
-    "tga_question": "TGA at the question",
-    "tga_plain": "TGA, no gate",
-    "tga_gate": "TGA, gate alone",
-    "tga_companions": "TGA, no synthetic pictures",
-    "ce_gate": "CE only, with the gate",
-}
-
 
 OURS = ("tga_question", "tga")
 """The arms that this project stands for, the best first."""
@@ -76,59 +72,6 @@ class Difference:
     low: float | None = None
     high: float | None = None
     wanted: bool | None = None
-
-
-def number(value: Any) -> float | None:
-    """A finite number as float; None for everything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def whole(value: Any) -> str:
-    """A count, seed or layer for readers."""
-    found = number(value)
-    return MISSING if found is None else f"{found:.0f}"
-
-
-def share(rate: Any) -> float | None:
-    """The point estimate of a rate, or None."""
-    return number(rate.get("rate")) if isinstance(rate, Mapping) else None
-
-
-def percent(value: float | None) -> str:
-    """A share in whole per cent, without the sign; never rounded to 0 or 100 if it is neither."""
-    if value is None:
-        return MISSING
-    if 0 < value < 0.01:
-        return "<1"
-    return ">99" if 0.99 < value < 1 else f"{100 * value:.0f}"
-
-
-def interval(rate: Any) -> str:
-    """The interval of a rate in whole per cent, as in ``[38, 52]``; empty if it has none."""
-    if not isinstance(rate, Mapping):
-        return ""
-    low, high = number(rate.get("low")), number(rate.get("high"))
-    return "" if low is None or high is None else f"[{100 * low:.0f},\u00a0{100 * high:.0f}]"
-
-
-def rate_text(rate: Any) -> str:
-    """A rate in a sentence, as in ``45 % [38, 52]``."""
-    value = share(rate)
-    return MISSING if value is None else f"{percent(value)}{UNIT} {interval(rate)}".rstrip()
-
-
-def points(value: float) -> str:
-    """A signed difference in points with one decimal."""
-    digits = f"{abs(100 * value):.1f}"
-    sign = "" if float(digits) == 0 else "+" if value > 0 else "\u2212"
-    return sign + digits
-
-
-def label(arm: str) -> str:
-    """An arm's name for readers."""
-    return LABELS.get(arm, arm.replace("_", " "))
 
 
 def baseline_of(arms: Mapping[str, Any]) -> str:
@@ -280,21 +223,3 @@ def _size(value: float, low: float, high: float) -> str:
     """The size of a difference whose interval excludes 0, without its sign."""
     ends = sorted((abs(100 * low), abs(100 * high)))
     return f"{abs(100 * value):.1f} points [{ends[0]:.1f},\u00a0{ends[1]:.1f}]"
-
-
-def joined(parts: Sequence[str]) -> str:
-    """``a``, ``a and b``, or ``a, b and c``."""
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1] if parts else ""]))
-
-
-def seconds(value: float | None) -> str:
-    """A duration for readers."""
-    if value is None:
-        return MISSING
-    if value < 1:
-        return f"{value:.3f}\u00a0s"
-    if value < 90:
-        return f"{value:.1f}\u00a0s"
-    minutes = round(value / 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}\u00a0h {minutes}\u00a0min" if hours else f"{minutes}\u00a0min"

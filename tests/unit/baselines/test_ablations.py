@@ -32,7 +32,8 @@ def ran(monkeypatch):
     """The configs that were to be run; nothing is trained."""
     calls = []
 
-    def measured(config, data, condition, size, seed, llm, quality):
+    def measured(config, data, condition, size, seed, llm, quality, progress_bar):
+        assert not progress_bar, "workers would draw over one another"
         calls.append((config, size, llm))
         rates = {key: rate(0.1 * (seed + 1)) for key in ablate.COLUMNS}
         scenes = {scene: rate(0.5) for scene in picture_pool("development").scenes}
@@ -182,8 +183,9 @@ def test_another_language_model_makes_another_experiment(ran, tmp_path):
         (llm / "model.safetensors").write_bytes(bytes([number]))
         for given in (llm, None):
             experiment.run_experiment(
-                tmp_path, "tga", condition="guided", toxic_share=None, seed=0, changes=[], llm=given
-            )
+                tmp_path, "tga", condition="guided", toxic_share=None, seed=0, changes=[],
+                llm=given, progress_bar=False,
+            )  # fmt: skip
     folders = {config.out.parent for config, _, _ in ran}
     bases = {config.model for config, _, _ in ran}
     assert len(ran) == len(folders) == len(bases) == 3
