@@ -264,6 +264,16 @@ def test_a_retrieved_text_equal_to_the_caption_is_no_negative():
     assert got["align"] > 0
 
 
+def test_such_a_retrieved_text_leaves_the_other_rows_alone():
+    i_LBD, c_LBD, r_LBD = states()
+    r_LBD[:, 1] = c_LBD[:, 1]
+    got = guide_loss(i_LBD, c_LBD, r_LBD, form="contrastive")
+    others_B = torch.arange(B) != 1
+    without = guide_loss(i_LBD, c_LBD, r_LBD, form="contrastive", retrieved_mask_B=others_B)
+    assert_losses(got, without)
+    assert got["rank"] > 0
+
+
 def test_same_state_tells_near_from_equal():
     base_D = torch.randn(64, generator=torch.Generator().manual_seed(1))
     rows_BD = torch.stack([base_D, base_D * 7, base_D + 0.01 * base_D.roll(1), torch.zeros(64)])
