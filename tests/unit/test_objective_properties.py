@@ -173,7 +173,10 @@ def test_an_unknown_form_is_answered_with_the_list():
         ({"image_LBD": torch.zeros(B, D)}, ["image_LBD", "(5, 6)", "(layers, rows, channels)"]),
         ({"image_LBD": torch.zeros(0, B, D)}, ["image_LBD", "(0, 5, 6)", "at least one layer"]),
         ({"image_LBD": torch.zeros(L, B, D).long()}, ["image_LBD", "int64", "floating-point"]),
-        ({"image_LBD": torch.zeros(L, B, 0)}, ["(3, 5, 0)", "one layer and one channel"]),
+        (
+            {"image_LBD": torch.zeros(L, B, 0)},
+            ["(3, 5, 0)", "channels) with at least one layer and one channel"],
+        ),
         ({"mask_B": torch.ones(B)}, ["mask_B", "float32", "torch.bool", "(5,)"]),
         ({"retrieved_mask_B": torch.ones(2, dtype=torch.bool)}, ["retrieved_mask_B", "(2,)"]),
         ({"center_LD": torch.zeros(D)}, ["center_LD", "(6,)", "(3, 6), one centre per layer"]),
