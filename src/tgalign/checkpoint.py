@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,13 +134,22 @@ def _load_model(path: Path, model_class: Any, dtype: Any) -> Any:
         # transformers adds the names of all model classes it knows
         reason = str(fault).split("Model type should be one of")[0].strip()
         raise UserError(f"the checkpoint at {path} cannot be loaded: {reason}") from None
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise UserError(
-            f"the checkpoint at {path} lacks {len(missing)} weight(s), which would be random: "
-            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
-        )
+    require_weights(f"the checkpoint at {path}", info["missing_keys"])
     return model
+
+
+def require_weights(what: str, missing: Iterable[str]) -> None:
+    """Refuse a model some of whose weights would be random.
+
+    Raises:
+        UserError: It lacks some.
+    """
+    names = sorted(missing)
+    if names:
+        raise UserError(
+            f"{what} lacks {len(names)} weight(s), which would be random: "
+            f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        )
 
 
 def save_checkpoint(model: Any, processor: Any, path: Path) -> None:

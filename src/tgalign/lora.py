@@ -21,12 +21,8 @@ def add_adapters(model: Any, config: LoraConfig) -> None:
     Raises:
         UserError: peft is not installed, or the language model has no such layers.
     """
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
-
     decoder = model.model.language_model
-    kinds = (nn.Linear, Conv1D)
-    linear = [name for name, module in decoder.named_modules() if isinstance(module, kinds)]
-    known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    known = sorted({name for name, _ in linear_layers(decoder)})
     targets = config.target_modules or known
     unknown = sorted(set(targets) - set(known))
     if unknown:
@@ -51,6 +47,17 @@ def add_adapters(model: Any, config: LoraConfig) -> None:
     for adapter in adapters_of(decoder):
         for part in (adapter.lora_A, adapter.lora_B):
             part.float()  # they are trained, whatever the weights beside them are kept in
+
+
+def linear_layers(decoder: nn.Module) -> list[tuple[str, Any]]:
+    """The linear layers of a language model, each by the last part of its name."""
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
+    return [
+        (name.rsplit(".", 1)[-1], module)
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    ]
 
 
 def adapters_of(decoder: nn.Module) -> list[Any]:

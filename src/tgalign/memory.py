@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tgalign.config import StageConfig, TrainConfig
+from tgalign.lora import linear_layers
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig
@@ -46,16 +47,13 @@ def part_sizes(model: Any, config: TrainConfig) -> dict[str, int]:
         ``vision``, ``projector``, ``llm`` (with its head) and ``adapters``, which ``lora`` would
         add: rank × (inputs + outputs) of each layer that gets one.
     """
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
-
     inner = model.model
     llm = [*inner.language_model.parameters(), *model.lm_head.parameters()]
     adapters = 0
     if config.lora is not None:
         wanted = config.lora.target_modules
-        for name, module in inner.language_model.named_modules():
-            named = wanted is None or name.rsplit(".", 1)[-1] in wanted
-            if isinstance(module, (nn.Linear, Conv1D)) and named:
+        for name, module in linear_layers(inner.language_model):
+            if wanted is None or name in wanted:
                 adapters += config.lora.r * sum(module.weight.shape)
     return {
         "vision": count(inner.vision_tower.parameters()),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tgalign.checkpoint import require_weights
 from tgalign.errors import UserError
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -123,12 +124,8 @@ def _config(path: Path, what: str, trust_remote_code: bool) -> Any:
 
 def _load(auto: Any, path: Path, **options: Any) -> Any:
     model, info = _call(auto, path, use_safetensors=True, output_loading_info=True, **options)
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
-    if missing:
-        raise UserError(
-            f"the checkpoint at {path} lacks {len(missing)} weight(s), which would be random: "
-            f"{', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}"
-        )
+    missing = (name for name in info["missing_keys"] if "pooler" not in name)
+    require_weights(f"the checkpoint at {path}", missing)
     return model.eval()
 
 

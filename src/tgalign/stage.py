@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,6 +21,9 @@ from tgalign.parallel import trained_weights
 from tgalign.task import AlignmentTask
 from tgalign.text_cache import TextCache
 from tgalign.trainer import TGATrainer
+
+CENTER_CAPTIONS = 1024
+"""Captions at most whose mean is the centre of ``centered_cosine``."""
 
 
 def train_stage(
@@ -39,8 +41,7 @@ def train_stage(
     Returns:
         Whether the model is whole and has the weights of the stage's end: not if FSDP2 trained it.
     """
-    folder = config.out / stage.name
-    end = folder / "end.safetensors"
+    end = config.out / stage.name / "end.safetensors"
     torch.manual_seed(config.seed)
     if config.lora is not None and "llm" in stage.train:
         add_adapters(model, config.lora)
@@ -56,21 +57,8 @@ def train_stage(
         if config.cache_text and stage.objective.weight > 0 and not task.reference_moves:
             states.fill(task, collator)
             collator = Collator(collator.pad_token_id, collator.load_pixels, states)
-    sharded = config.parallel == "fsdp2" and PartialState().num_processes > 1
     trainer = TGATrainer(
-        task,
-        stage,
-        rows,
-        collator,
-        folder,
-        seed=config.seed,
-        save_steps=config.save_steps,
-        logging_steps=config.logging_steps,
-        probes=probes,
-        bf16=config.precision == "bf16",
-        fsdp2=sharded,
-        workers=config.workers,
-        progress_bar=progress_bar,
+        task, config, stage, rows, collator, probes=probes, progress_bar=progress_bar
     )
     trainer.train_or_resume()
     main = trainer.accelerator.is_main_process
@@ -78,9 +66,9 @@ def train_stage(
     if main:
         with file_at_once(end) as beside:
             save_file(weights, beside)
-    if not sharded:
+    if not trainer.sharded:
         merge_adapters(model)
-    return not sharded
+    return not trainer.sharded
 
 
 def freeze(model: Any, stage: StageConfig) -> None:
@@ -98,13 +86,7 @@ def freeze(model: Any, stage: StageConfig) -> None:
             model.lm_head.requires_grad_(True)
 
 
-def estimate_center(
-    task: AlignmentTask,
-    rows: Sequence[EncodedRecord],
-    collator: Collator,
-    *,
-    num_captions: int = 1024,
-) -> None:
+def estimate_center(task: AlignmentTask, rows: Sequence[EncodedRecord], collator: Collator) -> None:
     """Set the centre of ``centered_cosine``: the mean caption state at the start of the stage.
 
     A fixed centre, not a running one, so that the loss of a row does not depend on which rows
@@ -113,7 +95,7 @@ def estimate_center(
     if task.objective.similarity != "centered_cosine" or task.objective.weight == 0:
         return
     captioned = heapq.nsmallest(
-        num_captions,
+        CENTER_CAPTIONS,
         (row for row in rows if row.caption is not None),
         key=lambda row: hashlib.sha256(repr(row.caption).encode()).digest(),
     )

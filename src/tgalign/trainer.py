@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from tgalign.callbacks import ConflictLog, SaveAndStop, StageProgress
-from tgalign.config import StageConfig
+from tgalign.config import StageConfig, TrainConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord
 from tgalign.data.order import row_order
@@ -54,54 +54,43 @@ class TGATrainer(Trainer):
 
     Args:
         task: The model and its objective; parameters that require a gradient are trained.
-        stage: The stage's settings.
+        config: The run. Metrics and intermediate state go into the stage's folder in its ``out``.
+        stage: The stage of it.
         rows: The encoded records.
         collator: Makes batches of them.
-        folder: Where metrics and intermediate state go.
-        seed: Of the order of the rows.
-        save_steps: Steps between two points to resume from.
-        logging_steps: Steps between two lines of metrics.
         probes: Batches by name, in which the gradients of the two losses are compared every
             ``save_steps`` steps, from the first on.
-        bf16: Whether matrix products are computed in bfloat16.
-        fsdp2: Whether several processes shard the weights; else each has them all.
-        workers: Processes that make batches, beside this one.
         progress_bar: Whether to draw one.
+
+    Attributes:
+        sharded: Whether several processes shard the weights; else each has them all.
     """
 
     def __init__(
         self,
         task: AlignmentTask,
+        config: TrainConfig,
         stage: StageConfig,
         rows: Sequence[EncodedRecord],
         collator: Collator,
-        folder: Path,
         *,
-        seed: int,
-        save_steps: int,
-        logging_steps: int,
         probes: dict[str, dict[str, Tensor]] | None = None,
-        bf16: bool = False,
-        fsdp2: bool = False,
-        workers: int = 0,
         progress_bar: bool = True,
     ) -> None:
         self.stage = stage
-        self.folder = folder
+        self.folder = config.out / stage.name
         self.task = task
+        self.sharded = config.parallel == "fsdp2" and PartialState().num_processes > 1
         self._collator = collator
-        self._sharding = fsdp_arguments(task.lvlm, bf16) if fsdp2 else None
         order = row_order(
             [len(row.input_ids) for row in rows],
             steps=stage.steps,
             rows_per_step=stage.batch_size * stage.accumulation,
-            seed=seed,
+            seed=config.seed,
         )
         self._rows = Subset(cast("Dataset[EncodedRecord]", rows), order)
-        args = training_arguments(
-            stage, folder, seed=seed, save_steps=save_steps, logging_steps=logging_steps,
-            bf16=bf16, workers=workers, progress_bar=progress_bar,
-        )  # fmt: skip
+        args = training_arguments(config, stage, progress_bar)
+        self._sharding = fsdp_arguments(task.lvlm, args.bf16) if self.sharded else None
         args.gradient_accumulation_steps = share_of_accumulation(
             stage.accumulation, stage.name, args.world_size
         )
@@ -111,13 +100,14 @@ class TGATrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self._metrics = MetricsLog(folder, writes=args.should_save)
+        self._metrics = MetricsLog(self.folder, writes=args.should_save)
         self._stopping = SaveAndStop()
         self.add_callback(self._stopping)
         if progress_bar:
             self.add_callback(StageProgress(stage.name))
         if probes and stage.objective.guides:
-            self.add_callback(ConflictLog(task, probes, folder / "conflict.jsonl", save_steps))
+            log = ConflictLog(task, probes, self.folder / "conflict.jsonl", config.save_steps)
+            self.add_callback(log)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Let accelerate shard on CPUs too, where it would quietly train as with DDP."""

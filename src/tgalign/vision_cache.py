@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 # Shape legend: B pictures, T vision tokens, D vision channels.
 
+BATCH = 256
+"""Pictures in a forward pass of the tower."""
+
 
 class _FeatureTower(nn.Module):
     """Stands where the vision tower stood and hands on features already computed."""
@@ -59,8 +62,6 @@ def cached_vision(
     model: LlavaForConditionalGeneration,
     images: list[Path],
     load_pixels: Callable[[list[Path]], Tensor],
-    *,
-    batch_size: int = 256,
 ) -> Iterator[VisionCache]:
     """Run the vision tower over all pictures and replace it by the result while in the context.
 
@@ -71,7 +72,6 @@ def cached_vision(
         model: The LLaVA.
         images: Every picture that will be asked for.
         load_pixels: Reads and processes pictures.
-        batch_size: Pictures per forward pass of the tower.
 
     Yields:
         The features of the pictures.
@@ -82,8 +82,8 @@ def cached_vision(
     unique = list(dict.fromkeys(images))
     parts = []
     with torch.no_grad():
-        for start in range(0, len(unique), batch_size):
-            pixels = load_pixels(unique[start : start + batch_size]).to(model.device)
+        for start in range(0, len(unique), BATCH):
+            pixels = load_pixels(unique[start : start + BATCH]).to(model.device)
             parts.append(tower(pixels, output_hidden_states=True).hidden_states[layer].cpu())
     model.model.vision_tower = _FeatureTower()
     try:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tgalign.diagnose.probes import ProbeSet, batches, read_probes, write_probes
+from tgalign.diagnose.probes import ProbeSet, read_probes, write_probes
 from tgalign.errors import UserError
 from tgalign.lab.probes import lab_probes
 
@@ -72,7 +72,6 @@ def test_at_most_some_of_every_scene(lab):
     assert [it.scene for it in few.toxic] == lab.scenes
     assert [it.id for it in few.benign] == [f"{it.id}-harmless" for it in few.toxic]
     assert lab.at_most(None) is lab
-    assert [len(part) for part in batches(lab.toxic, 4)] == [4, 4, 4, 2]
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,7 @@ class Encoder:
         self.retrieved_in_prompt = retrieved_in_prompt
         self.guide_span = guide_span
         self._template = ChatTemplate(tokenizer)
-        self._other = self._template.render(
-            [{"role": "user", "content": [{"type": "text", "text": "\0"}]}]
-        )
+        self._other = self._template.render(_one_turn("\0"))
 
     def encode(self, record: Record) -> EncodedRecord:
         """Encode one record.
@@ -182,9 +180,7 @@ class Encoder:
             return None
         text = as_words(self.tokenizer, text)
         # Where two texts begin to differ, not where the template may write the same words itself.
-        rendered = self._template.render(
-            [{"role": "user", "content": [{"type": "text", "text": text}]}]
-        )
+        rendered = self._template.render(_one_turn(text))
         pairs = enumerate(zip(rendered, self._other, strict=False))
         first = next((at for at, (ours, theirs) in pairs if ours != theirs), len(rendered))
         if not rendered.startswith(text, first):

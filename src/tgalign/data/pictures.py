@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 MAX_PIXELS = 64_000_000
 """A larger picture is refused unread, as a decompression bomb."""
 
-
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What pictures may be, whatever their name ends in. Of the others that PIL knows, some start
 programs (EPS: Ghostscript) and most are decoded by code that nobody looks after."""

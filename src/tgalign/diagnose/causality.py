@@ -7,7 +7,6 @@ states in the caption's. Controls say what of it any change would do.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args
@@ -22,6 +21,7 @@ from tgalign.diagnose.prompts import Prompts
 from tgalign.diagnose.reading import Reading, Subject
 from tgalign.evaluate.refusal import Label
 from tgalign.evaluate.statistics import wilson
+from tgalign.files import digest
 
 SOURCES = ("own", "random", "benign")
 """Whose states are put in: the probe's own on the other side; those of any other probe, drawn at
@@ -94,8 +94,7 @@ def patch(
                 return found
 
             # Another machine may hear other answers, and so have other pictures to patch.
-            digest = hashlib.sha256(repr((side, ids)).encode()).hexdigest()[:10]
-            found = keep(f"patching-{digest}", compute)
+            found = keep(f"patching-{digest([side, ids])}", compute)
             bar.update(task, completed=(number + 1) * len(layers))
             sides.setdefault(side, []).append((ids, found))
     patching = _rates(sides.get("image", []), layers, partners, "caption")

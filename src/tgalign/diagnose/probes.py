@@ -19,7 +19,6 @@ Only the first five matter to all else; what lacks the others is left out of wha
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -141,11 +140,7 @@ def read_probes(folder: Path) -> ProbeSet:
                 problems.append(Problem(FILE, number, str(fault)))
     problems += _mismatches(rows)
     require_all_good(problems)
-    found = ProbeSet(
-        [_probe(row, folder) for row in rows.values() if row.scene],
-        [],
-        str(folder),
-    )
+    found = ProbeSet([_probe(row, folder) for row in rows.values() if row.scene], [], str(folder))
     partner = {row.matches: row for row in rows.values() if not row.scene}
     found.benign.extend(_probe(partner[probe.id], folder) for probe in found.toxic)
     if len(found.toxic) < MIN_PAIRS:
@@ -224,18 +219,4 @@ def _mismatches(rows: dict[int, _Row]) -> list[Problem]:
 
 
 def _probe(row: _Row, folder: Path) -> Probe:
-    return Probe(
-        id=row.id,
-        picture=folder / row.image,
-        caption=row.caption,
-        scene=row.scene,
-        paraphrase=row.paraphrase,
-        toxic_text=row.toxic_text,
-        box=row.box,
-        names=row.names,
-    )
-
-
-def batches(probes: Sequence[Probe], size: int) -> list[list[Probe]]:
-    """Probes in order, ``size`` at a time."""
-    return [list(probes[start : start + size]) for start in range(0, len(probes), size)]
+    return Probe(picture=folder / row.image, **row.model_dump(exclude={"image", "matches"}))

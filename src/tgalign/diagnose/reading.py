@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tgalign.diagnose.anatomy import Anatomy, check_lens
 from tgalign.diagnose.probe import LayerProbe, answer_and_probe, probe
-from tgalign.diagnose.probes import Probe, ProbeSet, batches
+from tgalign.diagnose.probes import Probe, ProbeSet
 from tgalign.diagnose.prompts import Prompts, caption_prompts, picture_prompts
 from tgalign.errors import UserError
 from tgalign.evaluate.refusal import Label, judge
@@ -56,7 +56,8 @@ class Subject:
 
     def batches(self, probes: Sequence[Probe], title: str, size: int | None = None) -> Any:
         """Probes by the batch, under a progress bar."""
-        found = batches(probes, size or self.batch_size)
+        size = size or self.batch_size
+        found = [list(probes[start : start + size]) for start in range(0, len(probes), size)]
         return track(found, description=title, disable=not self.progress)
 
     def verdicts(self, answers: Sequence[str]) -> list[Label]:

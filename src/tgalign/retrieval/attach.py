@@ -33,7 +33,7 @@ from tgalign.files import (
 from tgalign.retrieval.approximate import recall_at
 from tgalign.retrieval.embed import Embedder
 from tgalign.retrieval.index import Index
-from tgalign.retrieval.jobs import Engine, Worker, run_shards
+from tgalign.retrieval.jobs import Engine, Worker, run_shards, work_folder
 from tgalign.retrieval.manifest import MANIFEST
 from tgalign.retrieval.nearest import Found, Rules, nearest, shuffle
 from tgalign.retrieval.tally import Tally
@@ -138,9 +138,7 @@ def attach(
                 raise UserError(f"{out} exists and was made of something else: give another --out")
             shutil.rmtree(work, ignore_errors=True)  # of a run that was killed just before its end
             return dict(said)
-        if not (work / "settings.json").is_file() or read_json(work / "settings.json") != settings:
-            shutil.rmtree(work, ignore_errors=True)
-            write_json(work / "settings.json", settings)
+        work_folder(work, settings)
         job = Job(
             records=records.resolve(),
             image_root=root,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -25,7 +24,7 @@ from tgalign.retrieval.index import (
     texts_path,
     vectors_path,
 )
-from tgalign.retrieval.jobs import Engine, Worker, run_shards
+from tgalign.retrieval.jobs import SETTINGS, Engine, Worker, run_shards, work_folder
 from tgalign.retrieval.manifest import (
     MANIFEST,
     Approximate,
@@ -36,7 +35,7 @@ from tgalign.retrieval.manifest import (
 )
 
 SHARD_ROWS = 16_384
-_SETTINGS, _SOURCES = "settings.json", "sources.json"
+_SOURCES = "sources.json"
 
 
 def build_index(
@@ -92,7 +91,8 @@ def build_index(
         if out.exists():
             _check_same(out, settings)
         else:
-            work = _start(out, settings).resolve()
+            work = out.with_name(out.name + INCOMPLETE).resolve()
+            work_folder(work, settings)
             where = encoder if str(encoder) == LAB else Path(encoder).resolve()
             _write_texts(work, sources, toxic_share, shard_rows)
             shards = range(len(list(work.glob("texts-*.parquet"))))
@@ -106,7 +106,7 @@ def build_index(
             )
             _write_manifest(work, settings, identity)
             work.replace(out)
-        for name in (_SETTINGS, _SOURCES):  # here, as a kill may have come before
+        for name in (SETTINGS, _SOURCES):  # here, as a kill may have come before
             (out / name).unlink(missing_ok=True)
         if backend == "faiss":
             add_faiss(out, kind)
@@ -166,16 +166,6 @@ def _check_same(out: Path, settings: dict[str, Any]) -> None:
         raise UserError(
             f"{out} holds an index of another {', '.join(differ)}: give another --out, or remove it"
         )
-
-
-def _start(out: Path, settings: dict[str, Any]) -> Path:
-    """The folder to work in: that of an interrupted build of the same settings, or a new one."""
-    work = out.with_name(out.name + INCOMPLETE)
-    said = work / _SETTINGS
-    if not said.is_file() or read_json(said) != settings:
-        shutil.rmtree(work, ignore_errors=True)
-        write_json(said, settings)
-    return work
 
 
 def _write_texts(

@@ -17,9 +17,10 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from tgalign.checkpoint import require_weights
 from tgalign.errors import UserError
 from tgalign.files import read_json, sha256
-from tgalign.retrieval.exact import encode_texts, mean_states
+from tgalign.retrieval.exact import encode_pictures, encode_texts, mean_states
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -100,11 +101,7 @@ class Embedder:
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         # A text model's pooler is not read, and often was never trained.
         missing = [key for key in info["missing_keys"] if both or not key.startswith("pooler.")]
-        if missing:
-            raise UserError(
-                f"the encoder at {folder} lacks {len(missing)} weight(s), which would be random: "
-                f"{', '.join(sorted(missing)[:3])}"
-            )
+        require_weights(f"the encoder at {folder}", missing)
         kind: Literal["image-text", "text"] = "image-text" if both else "text"
         identity = Identity(
             path=LAB if str(path) == LAB else str(folder.resolve()),
@@ -121,7 +118,6 @@ class Embedder:
         encode = encode_texts if self.identity.kind == "image-text" else mean_states
         return encode(self.model, self.tokenizer, texts, batch_size=batch_size)
 
-    @torch.no_grad()
     def pictures(self, pictures: Sequence[Image], *, batch_size: int = 64) -> Tensor:
         """Unit embeddings (N, D) of pictures in RGB, float32 on the CPU.
 
@@ -137,9 +133,8 @@ class Embedder:
         for start in range(0, len(pictures), batch_size):
             batch = list(pictures[start : start + batch_size])
             pixels = self.image_processor(batch, return_tensors="pt")["pixel_values"]
-            found = self.model.get_image_features(pixels.to(self.model.device))
-            parts.append(found.pooler_output.float().cpu())
-        return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+            parts.append(encode_pictures(self.model, pixels.to(self.model.device)).cpu())
+        return torch.cat(parts)
 
 
 def revision(path: str | Path) -> str:

@@ -24,6 +24,10 @@ MAX_TOKENS = 512
 """A text model reads no more of a text, however many it could."""
 
 
+_QUERIES = 1024
+"""Whose scores with a block of texts are in memory at a time."""
+
+
 @dataclass(frozen=True)
 class Retrieved:
     """One retrieved text: its row in the corpus, and its cosine to the picture."""
@@ -117,16 +121,13 @@ def mean_states(
 
 
 @torch.no_grad()
-def search(
-    query_QD: Tensor, blocks: Iterable[Tensor], k: int, *, query_batch: int = 1024
-) -> tuple[Tensor, Tensor]:
+def search(query_QD: Tensor, blocks: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
     """The k best rows of a corpus that comes block by block, by inner product.
 
     Args:
         query_QD: The queries.
         blocks: The corpus, (N, D) each.
         k: How many to find; fewer if the corpus has no more.
-        query_batch: Queries whose scores with one block are in memory at a time.
 
     Returns:
         scores_QK and rows_QK, best first; rows are counted through all blocks.
@@ -136,7 +137,7 @@ def search(
     start = 0
     for block_ND in blocks:
         found = []
-        for part_QD in query_QD.split(query_batch):
+        for part_QD in query_QD.split(_QUERIES):
             best = (part_QD @ block_ND.T).topk(min(k, len(block_ND)), dim=1)
             found.append((best.values, best.indices + start))
         scores, rows = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -163,9 +164,9 @@ def retrieve(
         Per picture the texts, best first.
     """
     results = []
-    for start in range(0, len(query_QD), 1024):
-        scores_QN = query_QD[start : start + 1024] @ corpus_ND.T
-        own_QN = caption_QD[start : start + 1024] @ corpus_ND.T >= NEAR_DUPLICATE
+    for part_QD, own_QD in zip(query_QD.split(_QUERIES), caption_QD.split(_QUERIES), strict=True):
+        scores_QN = part_QD @ corpus_ND.T
+        own_QN = own_QD @ corpus_ND.T >= NEAR_DUPLICATE
         scores_QN = scores_QN.masked_fill(own_QN, -torch.inf)
         best = scores_QN.topk(min(k, len(texts)), dim=1)
         for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import track
 
 from tgalign.errors import UserError
+from tgalign.files import read_json, write_json
 
 Engine = Literal["local", "ray"]
 Worker = Callable[[int], None]
 
+SETTINGS = "settings.json"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -62,6 +66,14 @@ def run_shards(
         console=Console(stderr=True),
     ):
         pass
+
+
+def work_folder(work: Path, settings: dict[str, Any]) -> None:
+    """Make the folder of finished shards, unless a call of the same settings has begun it."""
+    said = work / SETTINGS
+    if not said.is_file() or read_json(said) != settings:
+        shutil.rmtree(work, ignore_errors=True)
+        write_json(said, settings)
 
 
 def _here(make_worker: Callable[[], Worker], shards: Sequence[int]) -> Iterator[int]:
