@@ -105,11 +105,11 @@ def test_committed_results_are_of_three_seeds_and_no_smoke() -> None:
     assert {"ce", "paper", "tga"} <= results["arms"].keys()
 
 
-def test_a_committed_comparison_is_no_smoke_and_has_all_methods() -> None:
-    for path in DOCS.glob("comparison*.json"):
-        found = json.loads(path.read_text())
-        assert not found["smoke"]
-        assert set(DEFAULT_METHODS) <= set(found["methods"])
+def test_committed_comparisons_are_no_smoke_and_have_all_methods() -> None:
+    found = [json.loads(path.read_text()) for path in DOCS.glob("comparison*.json")]
+    assert not any(it["smoke"] for it in found)
+    assert all(it["seeds"] == [0, 1, 2] for it in found)
+    assert set(DEFAULT_METHODS) <= {name for it in found for name in it["methods"]}
 
 
 def test_every_committed_experiment_is_one_of_the_script(tmp_path) -> None:
