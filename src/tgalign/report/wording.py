@@ -94,8 +94,8 @@ def seconds(value: float | None) -> str:
 
 
 def label(arm: str) -> str:
-    """An arm's name for readers."""
-    return LABELS.get(arm, arm.replace("_", " "))
+    """An arm's name for readers, or those of an arm and the defence around it."""
+    return " + ".join(LABELS.get(part, part.replace("_", " ")) for part in arm.split("+"))
 
 
 def tone(verdict: str | None, *, toxic: bool) -> Tone:
