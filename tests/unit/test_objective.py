@@ -238,6 +238,7 @@ def test_the_gap_is_closed_only_where_states_are_equal_and_asks_nothing_more_the
     i_LBD.requires_grad_()
     got = guide_loss(i_LBD, c_LBD, r_LBD, form="gap")
     assert_losses(got, reference(i_LBD.detach(), c_LBD, r_LBD, form="gap"))
+    assert_losses(guide_loss(i_LBD, c_LBD, 0 * r_LBD, form="gap"), got)
     (gradient_LBD,) = torch.autograd.grad(got["guide"], i_LBD)
     assert not gradient_LBD[:, 1].any()
     lengths_LB = torch.linalg.vector_norm(gradient_LBD, dim=-1)[:, [0, 2, 3, 4]]
