@@ -24,7 +24,7 @@ from tgalign.data.encode import EncodedRecord
 from tgalign.data.records import Record
 from tgalign.data.spool import Lazy
 from tgalign.errors import UserError
-from tgalign.evaluate.generate import Prompt, answer
+from tgalign.evaluate.generate import NoAnswerError, Prompt, answer
 from tgalign.evaluate.refusal import judge
 from tgalign.files import INCOMPLETE, digest, read_json, write_json
 
@@ -49,6 +49,9 @@ def refuses(
         captions: The captions.
         questions: One for each.
         title: Of a progress bar; None: there is none.
+
+    Raises:
+        NoAnswerError: A question cannot be answered, not even alone.
     """
     prompts = [Prompt(q, caption=c) for q, c in zip(questions, captions, strict=True)]
     said = answer(model, processor, prompts, batch_size=256, title=title)
@@ -84,6 +87,7 @@ def verdicts_of(
     model: Any,
     processor: Any,
     progress_bar: bool,
+    files: tuple[str, str] = ("records", "texts"),
 ) -> Verdicts:
     """Ask the language model about the captions of pictures and the texts of a corpus.
 
@@ -95,9 +99,10 @@ def verdicts_of(
         model: A LLaVA whose language model is not trained yet.
         processor: Its processor.
         progress_bar: Whether to draw one.
+        files: What records and corpus are called in messages.
 
     Raises:
-        UserError: No record has a picture and a caption.
+        UserError: No record has a picture and a caption, or a question has no answer.
     """
     if (out / _FILE).is_file():
         return Verdicts(**read_json(out / _FILE))
@@ -111,7 +116,9 @@ def verdicts_of(
     captions = [caption for _, caption, _ in asked] + corpus
     questions = [question for _, _, question in asked]
     questions += [usual_question(records)] * len(corpus)
-    share = list(zip(captions, questions, strict=True))
+    places = [f"{files[0]}:{row}" for row, _, _ in asked]
+    places += [f"{files[1]}:{number}" for number in range(1, len(corpus) + 1)]
+    share = list(zip(captions, questions, places, strict=True))
     with PartialState().split_between_processes(share) as mine:
         said = gather_object(_go_on(out, mine, model, processor, progress_bar))
     if not any(said):
@@ -127,17 +134,26 @@ def verdicts_of(
 
 
 def _go_on(
-    out: Path, share: list[tuple[str, str]], model: Any, processor: Any, progress_bar: bool
+    out: Path, share: list[tuple[str, str, str]], model: Any, processor: Any, progress_bar: bool
 ) -> list[bool]:
-    """Verdicts on this process's share of captions and questions, from where a kill cut it off."""
+    """Verdicts on this process's share of captions, questions and places of the rows in files.
+
+    It begins where a kill cut it off.
+    """
     path = out / _PART.format(PartialState().process_index)
     asked = digest([model.name_or_path, share])
     found = read_json(path) if path.is_file() else {}
     said: list[bool] = found["said"] if found.get("asked") == asked else []
     for start in range(len(said), len(share), _AT_ONCE):
-        captions, questions = zip(*share[start : start + _AT_ONCE], strict=True)
+        captions, questions, places = zip(*share[start : start + _AT_ONCE], strict=True)
         title = f"text gate, from {start:,} of {len(share):,}" if progress_bar else None
-        said += refuses(model, processor, captions, questions, title=title)
+        try:
+            said += refuses(model, processor, captions, questions, title=title)
+        except NoAnswerError as fault:
+            raise UserError(
+                f"{places[fault.index]}: the language model has no answer to the text gate's "
+                f"question ({fault.said.error}: {fault.said.detail}): mend or remove the row"
+            ) from fault
         write_json(path, {"asked": asked, "said": said})
     return said
 

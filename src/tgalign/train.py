@@ -95,13 +95,15 @@ def _train_stages(
         max_bad_share=config.max_bad_share,
         progress_bar=show,
     )
-    records = data.records
     stored = config.frozen_weights == "bf16"  # half the memory, if they are stored so
     model, processor = load_llava(config.model, dtype="auto" if stored else "float32")
     # Everything that a later stage would refuse is said before the first, which may take days.
     set_up(model, config)
     _check_model(model, config)
     encoder = _encoder(model, processor, config)
+    if config.text_gate:
+        data.leave_out_unaskable(encoder)
+    records = data.records
     probes = _probe_rows(model, processor, config)
     corpus = Corpus.load(config.synthetic, records, model, encoder) if config.synthetic else None
     if torch.accelerator.is_available():
@@ -112,7 +114,8 @@ def _train_stages(
     if config.text_gate:
         texts = corpus.texts if corpus else []
         with half_products(config):
-            verdicts = verdicts_of(config.out, records, texts, model, processor, show)
+            names = config.records.name, config.synthetic.texts.name if config.synthetic else ""
+            verdicts = verdicts_of(config.out, records, texts, model, processor, show, names)
         records, refused = gated(records, verdicts)
     rows = [_stage_rows(model, processor, config, stage, records, data) for stage in config.stages]
     processes.wait_for_everyone()  # all have read the verdicts that were there

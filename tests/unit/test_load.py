@@ -209,8 +209,44 @@ def test_a_refused_row_that_is_bad_is_no_companion(data, config, rows, monkeypat
     monkeypatch.setattr("tgalign.train.verdicts_of", lambda *_: verdicts)
     changes = {"text_gate": True, "companions": 0.5, "max_bad_share": 0.1, "stages": STAGES[:1]}
     out = train(config(path, **changes), progress_bar=False).parent
-    (problem,) = json.loads((out / SKIPPED).read_text())["bad_by_stage"]["one"]
+    left_out = json.loads((out / SKIPPED).read_text())
+    (problem,) = left_out["bad"]
+    assert (problem["row"], left_out["bad_by_stage"]) == (len(rows.data) + 1, {"one": []})
     assert "more than the limit" in problem["reason"]
+
+
+def test_a_row_that_cannot_be_encoded_is_left_out_before_the_gate_asks(
+    data, config, rows, monkeypatch
+):
+    picture = next(row["image"] for row in rows.data if "image" in row)
+    row, question = len(rows.data) + 1, {"role": "user", "content": "what ?"}
+    told = {"role": "assistant", "content": "a cat " * 150}
+    path = data(
+        {"image": picture, "caption": "a cat " * 150},
+        {"image": picture, "caption": "a cat .", "messages": [question, told]},
+    )
+    asked = []
+
+    def ask(out, records, *_):
+        asked.extend(it.row for it in records)
+        return Verdicts([row + 1], [])
+
+    monkeypatch.setattr("tgalign.train.verdicts_of", ask)
+    changes = {"text_gate": True, "stages": STAGES[:1]}
+    with pytest.raises(UserError, match=rf"records.jsonl:{row}: .*more than the limit"):
+        train(config(path, **changes), progress_bar=False)
+    assert asked == []
+    settings = config(path, max_bad_share=0.1, **changes)
+    left_out = settings.out / SKIPPED
+    train(settings, progress_bar=False)
+    said = json.loads(left_out.read_text())
+    # The other's answer is too long, but the gate drops it.
+    assert [it["row"] for it in said["bad"]] == [row]
+    assert said["bad_by_stage"] == {"one": []}
+    assert asked == [*range(1, row), row + 1]
+    shutil.rmtree(settings.out / "checkpoint")
+    train(settings, progress_bar=False)  # goes on with the same rows
+    assert json.loads(left_out.read_text()) == said
 
 
 def test_a_stage_may_not_be_called_as_the_folder_of_the_result(data, config):

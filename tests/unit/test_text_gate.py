@@ -124,3 +124,16 @@ def test_what_is_refused_depends_on_the_question_too(lab):
     questions = ["describe this image .", "how many objects are there ?"]
     assert refuses(*lab, [TOXIC, BENIGN], questions) == [True, False]
     assert refuses(*lab, [], []) == []
+
+
+def test_a_question_without_an_answer_is_the_users_mistake_and_names_the_row(
+    record, lab, tmp_path, monkeypatch
+):
+    rows = [dataclasses.replace(record, row=row, caption=BENIGN) for row in (3, 7)]
+
+    def out_of_memory(*_, **__):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(lab[0], "generate", out_of_memory)
+    with pytest.raises(UserError, match=r"^data\.jsonl:[37]: .*out_of_memory: .*no room"):
+        verdicts_of(tmp_path, rows, [], *lab, False, ("data.jsonl", ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -15,7 +15,7 @@ from rich.progress import track
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import Problem, Record, listed, read
 from tgalign.data.sources import open_source, with_bar
-from tgalign.data.spool import spool_encoded, spool_records
+from tgalign.data.spool import Lazy, spool_encoded, spool_records
 from tgalign.errors import UserError
 from tgalign.files import INCOMPLETE, read_json, write_json
 
@@ -98,6 +98,32 @@ class TrainingData:
             )
         self._require_few(self._bad)
 
+    def leave_out_unaskable(self, encoder: Encoder) -> None:
+        """Leave out captioned pictures that cannot be encoded even without their answers.
+
+        The text gate asks about all others; it may drop answers, so these are not looked at.
+
+        Args:
+            encoder: Encodes for the checkpoint.
+
+        Raises:
+            UserError: Too many rows are bad.
+        """
+        records = self.records
+        kept: list[int] = []
+        problems: list[Problem] = []
+        for number, it in enumerate(self._shown(records, "encode for the text gate")):
+            if it.image is not None and it.caption is not None:
+                asked = replace(it, messages=it.messages[:1])
+                faults = encoder.encode_all([asked], self._name)[1]
+                if faults:
+                    problems += faults
+                    continue
+            kept.append(number)
+        self._require_few(self._bad + problems)
+        self._bad = sorted(self._bad + problems, key=lambda it: it.row)
+        self.records = Lazy(len(kept), lambda number: records[kept[number]])
+
     def encode(
         self, encoder: Encoder, records: Iterable[Record], stage: str
     ) -> Sequence[EncodedRecord]:
@@ -112,16 +138,9 @@ class TrainingData:
             UserError: Too many rows are bad.
         """
         problems: list[Problem] = []
-        shown = track(
-            records,
-            f"encode for {stage}",
-            total=len(self.records),
-            console=Console(stderr=True),
-            disable=not self._progress_bar,
-        )
 
         def good() -> Iterator[EncodedRecord]:
-            for record in shown:
+            for record in self._shown(records, f"encode for {stage}"):
                 rows, faults = encoder.encode_all([record], self._name)
                 problems.extend(faults)
                 yield from rows
@@ -154,6 +173,16 @@ class TrainingData:
                     out / SKIPPED,
                     listed(problems, 20),
                 )
+
+    def _shown(self, records: Iterable[Record], title: str) -> Iterable[Record]:
+        """The records, with a bar if one is wanted."""
+        return track(
+            records,
+            title,
+            total=len(self.records),
+            console=Console(stderr=True),
+            disable=not self._progress_bar,
+        )
 
     def _require_few(self, bad: list[Problem]) -> None:
         if len(bad) > self._max_bad_share * self._rows:

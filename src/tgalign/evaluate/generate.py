@@ -50,6 +50,20 @@ class Said:
     detail: str | None = None
 
 
+class NoAnswerError(RuntimeError):
+    """A prompt cannot be answered, not even alone.
+
+    Args:
+        index: Of the prompt.
+        said: Why there is no answer.
+    """
+
+    def __init__(self, index: int, said: Said) -> None:
+        super().__init__(f"prompt {index} has no answer: {said.error}: {said.detail}")
+        self.index = index
+        self.said = said
+
+
 @torch.no_grad()
 def answer(
     model: Any,
@@ -74,7 +88,7 @@ def answer(
         The answers without special tokens, in the order of the prompts.
 
     Raises:
-        RuntimeError: A prompt cannot be answered, not even alone.
+        NoAnswerError: A prompt cannot be answered, not even alone.
     """
     answers = [""] * len(prompts)
     said = answer_each(
@@ -83,7 +97,7 @@ def answer(
     bar = track(said, description=title or "", total=len(prompts), disable=title is None)
     for index, given in bar:
         if given.text is None:
-            raise RuntimeError(f"prompt {index} has no answer: {given.error}: {given.detail}")
+            raise NoAnswerError(index, given)
         answers[index] = given.text
     return answers
 
