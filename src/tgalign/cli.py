@@ -63,9 +63,12 @@ def _root(
     "`tgalign demo --out captioned --condition captioned --toxic-share 0.01 --arms ce,paper,tga`"
 )
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for results.json and report.html.")] = Path(
-        "demo"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for results.json and report.html; by default demo, or demo-smoke."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How often to repeat, with seeds 0, 1, …")] = 1,
     condition: Annotated[
         str, typer.Option(help="How toxic pictures enter the data: absent, guided or captioned.")
@@ -90,7 +93,9 @@ def demo(
     ] = None,
     smoke: Annotated[
         bool,
-        typer.Option(help="A run of seconds to see that all works; its figures mean nothing."),
+        typer.Option(
+            help="A run of a minute or two to see that all works; its figures mean nothing."
+        ),
     ] = False,
     progress: Annotated[bool, typer.Option(help="Draw progress bars.")] = True,
 ) -> None:
@@ -102,7 +107,7 @@ def demo(
 
     _quiet()
     run_demo(
-        out,
+        out or Path("demo-smoke" if smoke else "demo"),
         num_seeds=seeds,
         condition=condition,
         toxic_share=toxic_share,
@@ -197,6 +202,8 @@ PRIVATE = {
 def main() -> None:
     """Run the command line; a user's mistake, or a full disk, ends with one message, status 2."""
     os.environ |= PRIVATE
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # a log wants no bars
     try:
         with exit_on_sigterm():
             app()

@@ -278,9 +278,10 @@ def parse_config(data: dict[str, Any], source: str) -> TrainConfig:
         for error in fault.errors():
             where = ".".join(str(part) for part in error["loc"]) or "(whole file)"
             given = "" if error["type"] == "missing" else f", got {error['input']!r:.80}"
+            said = error["msg"]
             if error["type"] == "extra_forbidden":
-                given += _meant(str(error["loc"][-1]))
-            lines.append(f"  {where}: {error['msg']}{given}")
+                said, given = "unknown key", given + _meant(str(error["loc"][-1]))
+            lines.append(f"  {where}: {said}{given}")
         raise UserError(f"{source} is not a valid training config:\n" + "\n".join(lines)) from None
 
 

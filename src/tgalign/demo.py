@@ -19,7 +19,15 @@ from tgalign.demo_results import (
     versions,
 )
 from tgalign.errors import UserError
-from tgalign.files import claim, read_json, sha256, sole_writer, write_json, write_text
+from tgalign.files import (
+    claim,
+    listed_differences,
+    read_json,
+    sha256,
+    sole_writer,
+    write_json,
+    write_text,
+)
 from tgalign.metrics import read_metrics, stage_seconds
 from tgalign.workers import Job, available_cores, workers
 
@@ -169,10 +177,12 @@ class _Run:
         if not done.is_file():
             return {}
         content: dict[str, Any] = read_json(done)
-        if content["made_with"] != self.made_with(arm):
+        made_with = self.made_with(arm)
+        if content["made_with"] != made_with:
             raise UserError(
-                f"{done} was made with other settings, models or versions than these: give "
-                "another --out, or remove it"
+                f"{done} was made with other settings, models or versions than these "
+                f"({listed_differences(content['made_with'], made_with)}): give another --out, or "
+                "remove it"
             )
         return content
 

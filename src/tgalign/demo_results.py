@@ -152,7 +152,7 @@ def title(results: dict[str, Any]) -> str:
     share = f"{100 * results['toxic_share']:g} %"
     return (
         f"{warning}condition {results['condition']} ({share} toxic pictures), {results['style']}, "
-        f"seeds {', '.join(map(str, results['seeds']))}, {results['seconds'] / 60:.0f} minutes of "
+        f"seeds {', '.join(map(str, results['seeds']))}; {results['seconds'] / 60:.0f} minutes of "
         "computing, summed over arms: rate [95 % Wilson interval] n"
     )
 

@@ -38,7 +38,7 @@ def plan(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
         ``model``: where the config comes from; ``sizes``: weights by part; ``stages``: for each
         its name, ``trained`` and ``frozen`` weights, ``steps``, ``rows`` a step, ``tokens`` a step
         at most, and of these ``image_tokens``, ``measured_tokens`` a step of the rows at hand or
-        None, and ``bytes`` by use.
+        None, ``rows_read`` and of these ``bad_rows`` (no picture is opened), and ``bytes`` by use.
 
     Raises:
         UserError: There is neither model nor architecture, or the recipe does not fit it.
@@ -58,7 +58,7 @@ def plan(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
         share_of_accumulation(stage.accumulation, stage.name, processes)
         rows = stage.batch_size * stage.accumulation
         trained = trained_sizes(sizes, config, stage)
-        mean = _measured_tokens(config, stage)
+        mean, rows_read, bad_rows = _measured(config, stage)
         stages.append(
             {
                 "name": stage.name,
@@ -70,6 +70,8 @@ def plan(config: TrainConfig, processes: int = 1) -> dict[str, Any]:
                 "tokens": rows * config.max_length,
                 "image_tokens": rows * llava.image_seq_length,
                 "measured_tokens": None if mean is None else round(rows * mean),
+                "rows_read": rows_read,
+                "bad_rows": bad_rows,
                 "bytes": stage_memory(model, config, stage, processes),
             }
         )
@@ -104,10 +106,13 @@ def _llava_config(config: TrainConfig) -> tuple[LlavaConfig, str]:
         raise UserError(f"the architecture at {path} cannot be read: {fault}") from None
 
 
-def _measured_tokens(config: TrainConfig, stage: StageConfig) -> float | None:
-    """Mean tokens of the first rows, if both data and tokenizer are there."""
+def _measured(config: TrainConfig, stage: StageConfig) -> tuple[float | None, int, int]:
+    """Of the first rows the mean tokens, how many were read, and how many of these are bad.
+
+    Both data and tokenizer must be there.
+    """
     if not config.model.is_dir() or not config.records.exists():
-        return None
+        return None, 0, 0
     processor, llava = load_processor(config.model)
     encoder = Encoder(
         processor.tokenizer,
@@ -118,11 +123,14 @@ def _measured_tokens(config: TrainConfig, stage: StageConfig) -> float | None:
     )
     root = config.image_root or image_root_of(config.records)
     rows = read(open_source(config.records), root, verify=False)
-    records = [it for it in itertools.islice(rows, MEASURED_ROWS) if isinstance(it, Record)]
+    read_rows = list(itertools.islice(rows, MEASURED_ROWS))
+    records = [it for it in read_rows if isinstance(it, Record)]
+    bad = len(read_rows) - len(records)
     if "llm" not in stage.train:
         records = [it for it in records if it.image is not None]
-    encoded, _ = encoder.encode_all(records, config.records.name)
-    return sum(len(it.input_ids) for it in encoded) / len(encoded) if encoded else None
+    encoded, problems = encoder.encode_all(records, config.records.name)
+    mean = sum(len(it.input_ids) for it in encoded) / len(encoded) if encoded else None
+    return mean, len(read_rows), bad + len(problems)
 
 
 def print_plan(config: TrainConfig, processes: int = 1) -> None:
@@ -147,6 +155,8 @@ def print_plan(config: TrainConfig, processes: int = 1) -> None:
         ("tokens a step, at most", "tokens"),
         ("of these, pictures'", "image_tokens"),
         ("tokens a step, measured", "measured_tokens"),
+        ("rows read for this", "rows_read"),
+        ("of these, bad", "bad_rows"),
     ):
         cells = [stage[key] for stage in found["stages"]]
         table.add_row(label, *("no data" if cell is None else f"{cell:,}" for cell in cells))
@@ -156,5 +166,6 @@ def print_plan(config: TrainConfig, processes: int = 1) -> None:
     totals = [sum(stage["bytes"].values()) / 1e9 for stage in found["stages"]]
     table.add_row("memory, GB", *(f"{total:.1f}" for total in totals), style="bold")
     console.print(table)
+    console.print("- rows: no picture was opened; `tgalign check` checks them all", markup=False)
     for line in FORMULA:
         console.print(f"- {line}", markup=False)

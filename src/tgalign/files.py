@@ -239,6 +239,33 @@ def is_free(folder: Path) -> bool:
     return not folder.is_dir() or all(p.name.endswith(INCOMPLETE) for p in folder.iterdir())
 
 
+def differences(there: Any, here: Any, at: str = "") -> list[str]:
+    """Where plain data differs, as ``stages[1].steps: 8 there, 9 here``.
+
+    Args:
+        there: What was found.
+        here: What was given.
+        at: Where in the whole both stand.
+    """
+    if isinstance(there, dict) and isinstance(here, dict):
+        pairs = [
+            (f"{at}.{key}" if at else str(key), there.get(key), here.get(key))
+            for key in dict.fromkeys([*there, *here])
+        ]
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        both = enumerate(zip(there, here, strict=True))
+        pairs = [(f"{at}[{i}]", old, new) for i, (old, new) in both]
+    else:
+        return [] if there == here else [f"{at}: {there!r:.60} there, {here!r:.60} here"]
+    return [line for where, old, new in pairs for line in differences(old, new, where)]
+
+
+def listed_differences(there: Any, here: Any) -> str:
+    """The first of ``differences``, for a message."""
+    found = differences(there, here)
+    return "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+
+
 def claim(out: Path, marker: str, settings: Any, what: str) -> None:
     """Make a folder for a run, or check that the run found there has the same settings.
 
@@ -259,8 +286,8 @@ def claim(out: Path, marker: str, settings: Any, what: str) -> None:
                 check_schema(found, path, settings["schema_version"], f"a {what}")
             if found != settings:
                 raise UserError(
-                    f"{out} holds a {what} with other settings ({path}): give another --out, or "
-                    "remove it"
+                    f"{out} holds a {what} with other settings ({path}: "
+                    f"{listed_differences(found, settings)}): give another --out, or remove it"
                 )
             return
         if not is_free(out):

@@ -101,7 +101,9 @@ def _config(path: Path, what: str, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     if not (path / "config.json").is_file():
-        raise UserError(f"no {what} at {path}: expected a folder with config.json")
+        raise UserError(
+            f"no {what} at {path}: expected a folder with config.json (nothing is downloaded)"
+        )
     if not any(path.glob("*.safetensors")):
         pickled = sorted(it.name for it in path.iterdir() if it.suffix in PICKLED)
         found = (
@@ -140,5 +142,11 @@ def _call(auto: Any, path: Path, **options: Any) -> Any:
     try:
         return auto.from_pretrained(path, local_files_only=True, **options)
     except Exception as fault:  # what others' files make of transformers is past listing
+        if "Unrecognized configuration class" in str(fault) and "config" in options:
+            kind = options["config"].model_type
+            raise UserError(
+                f"{path} holds a {kind!r} model, which {auto.__name__} does not load: were two "
+                "folders swapped?"
+            ) from fault
         hint = "; --trust-remote-code runs it" if "trust_remote_code" in str(fault) else ""
         raise UserError(f"{path} cannot be loaded: {fault}{hint}") from fault

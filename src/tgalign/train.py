@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from tgalign.data.records import Problem, Record, read_records, require_all_good
 from tgalign.data.sources import image_root_of
 from tgalign.errors import UserError
 from tgalign.execution import compile_layers, half_products, packs, set_up
-from tgalign.files import is_free, read_versioned, write_json
+from tgalign.files import is_free, listed_differences, read_versioned, write_json
 from tgalign.parallel import connect, sole_writer_of_all
 from tgalign.pooling import parse_layers
 from tgalign.stage import train_stage
@@ -62,6 +63,8 @@ def _train_all(config: TrainConfig, processes: PartialState, progress_bar: bool)
     checkpoint = config.out / "checkpoint"
     _claim(config)
     trained = (checkpoint / "config.json").is_file()
+    if trained and processes.is_main_process:
+        logging.getLogger(__name__).warning("%s: finished already", config.out)
     processes.wait_for_everyone()  # all have looked before any writes
     while not trained:
         trained = _train_stages(config, checkpoint, processes, progress_bar)
@@ -122,6 +125,7 @@ def _train_stages(
     if processes.is_main_process:
         _write_config(config)
         data.write(config.out)
+        _warn_of_gaps(config, data)
         if config.text_gate:
             verdicts.write(config.out)
     load_pixels = pixel_loader(processor)
@@ -162,6 +166,18 @@ def _train_stages(
         save_checkpoint(model, processor, checkpoint)
     processes.wait_for_everyone()
     return True
+
+
+def _warn_of_gaps(config: TrainConfig, data: TrainingData) -> None:
+    """Say what the data as a whole lacks; rows are checked one by one elsewhere."""
+    logger = logging.getLogger(__name__)
+    if not data.retrieved and any(stage.objective.guides for stage in config.stages):
+        logger.warning(
+            "no row has a retrieved text R, so the guide aligns and does not rank: "
+            "`tgalign retrieve attach` gives R"
+        )
+    if not data.text_only and any("llm" in stage.train for stage in config.stages):
+        logger.warning("the llm is trained and no row is text alone: safety in words may be lost")
 
 
 def _check_model(model: Any, config: TrainConfig) -> None:
@@ -240,10 +256,12 @@ def _claim(config: TrainConfig) -> None:
         if path.is_file():
             found = read_versioned(path, SCHEMA_VERSION, "a training run")
             del found["schema_version"]
-            if parse_config(found, str(path)) != config:
+            there = parse_config(found, str(path))
+            if there != config:
+                both = (it.model_dump(mode="json") for it in (there, config))
                 raise UserError(
-                    f"{config.out} holds a run with another config: name another folder as out, or "
-                    "remove it"
+                    f"{config.out} holds a run with another config ({listed_differences(*both)}): "
+                    "name another folder as out, or remove it"
                 )
             return
         if not is_free(config.out):

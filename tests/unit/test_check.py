@@ -227,3 +227,36 @@ def test_every_row_is_counted_once_as_good_or_bad(rows, limit, root, tokenizer, 
         report = check(open_source(path), root, used)
         assert report.rows == len(rows) == report.good + len(report.problems)
         assert len({it.row for it in report.problems}) == len(report.problems)
+
+
+def test_what_the_data_as_a_whole_lacks_is_said(root, tgalign, checkpoint):
+    path = root / "kinds.jsonl"
+    known = {"image": "good.png", "caption": "a cat ."}
+    path.write_text("\n".join(json.dumps(row) for row in (known, known | {"caption": "a zyzzy ."})))
+    status, out, _ = tgalign("check", path, "--model", checkpoint, "--no-progress")
+    assert status == 0
+    assert "of the good: 2 with a picture, 2 with a caption, 0 with R, 0 of text alone" in out
+    assert "warning: no row has R" in out and "warning: no row is text alone" in out
+    assert "warning: in 1 rows a word that is learnt or averaged is unknown" in out
+    told = known | {"retrieved": "a dog .", "messages": llava_turns("what ?", "a zyzzy .")}
+    text = {"messages": llava_turns("what is a zyzzy ?", "a cat .")}  # asked, not learnt
+    path.write_text("\n".join(json.dumps(row) for row in (told, text)))
+    status, out, _ = tgalign("check", path, "--model", checkpoint, "--json", "--no-progress")
+    found = json.loads(out)
+    assert found["kinds"] == {"picture": 1, "caption": 1, "retrieved": 1, "text_only": 1}
+    assert found["tokens"]["unknown_rows"] == 1
+    _, out, _ = tgalign("check", path, "--no-progress")
+    assert "warning" not in out
+
+
+def llava_turns(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def test_a_long_cell_of_a_csv_file_is_told_in_tokens(root, tgalign, checkpoint):
+    path = root / "long.csv"
+    path.write_text(f"image,caption\ngood.png,{'a cat ' * 30_000}\ngood.png,a cat .\n")
+    status, out, _ = tgalign("check", path, "--model", checkpoint, "--no-progress")
+    assert status == 1
+    assert re.match(r"long.csv:2: 6\d{4} tokens, more than the limit of", out)
+    path.unlink()

@@ -32,7 +32,9 @@ from transformers import AutoModelForCausalLM, CLIPModel, LlavaForConditionalGen
 from tgalign.checkpoint import load_llava, pixel_loader
 from tgalign.compose import compose, compose_models
 from tgalign.errors import UserError
+from tgalign.lab import assets
 from tgalign.lab.base_clip import image_processor
+from tgalign.source_models import load_llm
 
 
 @pytest.fixture(scope="module")
@@ -387,3 +389,10 @@ def test_a_composed_model_trains(llm_path, tmp_path, tgalign):
     assert moved == {"multi_modal_projector", "language_model", "lm_head"}
     llm = AutoModelForCausalLM.from_pretrained(llm_path).eval()
     assert text_difference(trained, llm) > 1e-4
+
+
+def test_a_vision_encoder_in_the_place_of_the_language_model_is_named_shortly():
+    folder = Path(assets.__file__).parent / "assets/clip"
+    with pytest.raises(UserError, match="does not load: were two folders swapped") as caught:
+        load_llm(folder, "auto", trust_remote_code=False)
+    assert f"{folder} holds a 'clip' model, which AutoModelForCausalLM" in str(caught.value)

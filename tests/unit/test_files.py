@@ -1,7 +1,14 @@
 import pytest
 
 from tgalign.errors import UserError
-from tgalign.files import is_free, read_json, write_json, write_text
+from tgalign.files import (
+    differences,
+    is_free,
+    listed_differences,
+    read_json,
+    write_json,
+    write_text,
+)
 
 
 def test_written_json_reads_back_and_leaves_nothing_beside(tmp_path):
@@ -32,3 +39,17 @@ def test_a_folder_is_free_without_what_others_put_there(tmp_path):
     assert is_free(tmp_path)
     (tmp_path / "x.json").touch()
     assert not is_free(tmp_path)
+
+
+def test_differences_name_the_place_and_both_values():
+    there = {"a": 1, "b": [{"c": 2}, {"c": 3}], "d": [1], "gone": True}
+    here = {"a": 1, "b": [{"c": 2}, {"c": 4}], "d": [1, 2], "new": "x"}
+    assert differences(there, here) == [
+        "b[1].c: 3 there, 4 here",
+        "d: [1] there, [1, 2] here",
+        "gone: True there, None here",
+        "new: None there, 'x' here",
+    ]
+    assert differences(there, there) == []
+    many = listed_differences(dict.fromkeys("abcdefg", 1), {})
+    assert (many.count("there"), many.endswith("; and 2 more")) == (5, True)

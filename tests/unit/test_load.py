@@ -77,8 +77,8 @@ def test_bad_rows_are_left_out_exactly_counted_and_named(data, config, caplog, r
     assert "none.png does not exist" in kept["bad"][0]["reason"]
     for stage in ("one", "two"):  # the other has a picture, but no caption and no answer
         assert [it["row"] for it in kept["bad_by_stage"][stage]] == [row + 1]
-    assert f"all stages: 1 of {total} rows are bad and left out" in caplog.text
-    assert f"stage two: 1 of {total} rows are bad and left out" in caplog.text
+    assert f"all stages: bad and left out: 1 of {total} rows" in caplog.text
+    assert f"stage two: bad and left out: 1 of {total} rows" in caplog.text
     assert f"records.jsonl:{row}: " in caplog.text
     assert f"records.jsonl:{row + 1}: no token to learn" in caplog.text
 
@@ -261,3 +261,23 @@ def test_a_folder_without_a_checkpoint_is_no_trained_run(data, config):
     shutil.rmtree(path)
     path.mkdir()
     assert (train(settings, progress_bar=False) / "config.json").is_file()
+
+
+def test_what_the_data_as_a_whole_lacks_is_said_once(data, config, rows, caplog):
+    path = data()
+    captioned = [row for row in rows.data if "image" in row and "caption" in row]
+    bare = [{key: row[key] for key in ("image", "caption")} for row in captioned[:4]]
+    bare.append(bare[0] | {"caption": "a zyzzy ."})
+    path.write_text("\n".join(map(json.dumps, bare)))
+    settings = config(path, stages=STAGES[1:])
+    train(settings, progress_bar=False)
+    for said in ("no row has a retrieved text R", "no row is text alone"):
+        assert caplog.text.count(said) == 1
+    assert "stage two: in 1 rows a word that is learnt or averaged is unknown" in caplog.text
+    assert "finished already" not in caplog.text
+    caplog.clear()
+    train(settings, progress_bar=False)
+    assert "finished already" in caplog.text
+    caplog.clear()
+    train(config(data(), "whole", stages=STAGES[1:]), progress_bar=False)
+    assert not caplog.records

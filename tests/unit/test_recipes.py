@@ -199,6 +199,9 @@ def test_rows_at_hand_are_measured(tmp_path, checkpoint, rows, composed):
     config = recipe_of(tmp_path, checkpoint, records=str(rows.path), max_length=200)
     (stage,) = plan(config)["stages"]
     assert 0 < stage["measured_tokens"] < stage["tokens"]
+    assert (stage["rows_read"], stage["bad_rows"]) == (len(rows.data), 0)
+    lengths = recipe_of(tmp_path, checkpoint, records=str(rows.path), max_length=20)
+    assert plan(lengths)["stages"][0]["bad_rows"] > 0
     bare = recipe_of(tmp_path, checkpoint, max_length=200)
     assert plan(bare)["stages"][0]["measured_tokens"] is None
 

@@ -296,3 +296,19 @@ def test_a_limit_holds_for_every_scene_and_kind() -> None:
     assert [it for it in suite.items if it in kept.items] == list(kept.items)
     assert suite.limited(2) == kept
     assert len(suite.limited(9).items) == 12
+
+
+def test_a_few_missing_pictures_are_errors_of_their_items(tmp_path: Path) -> None:
+    items = [{"kind": "benign", "id": "{n}", "question": "what ?", "picture": "{n}.png"}]
+    spec = {"about": "a", "source": "b", "licence": "c", "tables": "*.csv", "items": items}
+    write_json(tmp_path / "mine.yaml", {"mine": spec})
+    (tmp_path / "rows.csv").write_text("n\n" + "\n".join(map(str, range(12))))
+    for number in range(11):
+        picture(tmp_path / f"{number}.png")
+    suite = load_suite(str(tmp_path / "mine.yaml"), tmp_path)
+    assert len(suite.items) == 12
+    (note,) = suite.notes
+    assert "1 of 12 pictures of mine are missing, such as" in note and note.endswith("11.png")
+    (tmp_path / "3.png").unlink()
+    with pytest.raises(UserError, match="2 of 12 pictures of mine are missing"):
+        load_suite(str(tmp_path / "mine.yaml"), tmp_path)

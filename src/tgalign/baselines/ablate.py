@@ -159,7 +159,7 @@ def assemble_ablation(
     content |= {"size": ablation.size, "smoke": smoke, "seeds": [it["seed"] for it in results[0]]}
     own = {change.partition("=")[0] for it in ablation.variants for change in it.changes}
     shared = [it for it in shared_changes(scale) if it.partition("=")[0] not in own]
-    changes = [*shared, *(_SMOKE if smoke else ())]
+    changes = list(_SMOKE) if smoke else shared
     content |= {"against": ablation.against, "changes": changes, "variants": rows}
     if ablation.size is not None:
         content["fit"] = {key: growth(rows, key) for key in ("dsr", "named")}

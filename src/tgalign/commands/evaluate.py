@@ -68,7 +68,7 @@ def register(app: typer.Typer) -> None:
         "`tgalign evaluate CHECKPOINT --out runs/tga --against runs/ce "
         "--fail-under dsr=0.9,over_refusal<0.05`\n\n"
         "`tgalign evaluate CHECKPOINT --defence ecso --calibration lab --out runs/ecso`\n\n"
-        "`tgalign evaluate --judge-report shared/data/xstest/completions_gpt4.csv`"
+        "`tgalign evaluate --judge-report tests/data/refusal_wording.csv`"
     )(evaluate)
     app.command(epilog="Example:\n\n`tgalign audit CHECKPOINT --out runs/audit`")(audit)
     app.command(epilog="Example:\n\n`tgalign parity runs/local runs/served`")(parity)
@@ -181,7 +181,10 @@ def parity(
         float, typer.Option(min=0, max=1, help="Share of equal answers below which to exit with 1.")
     ] = 1.0,
 ) -> None:
-    """Say whether two hosts give the same answers to the same items; 1 where one lacks an item."""
+    """Say whether two hosts give the same answers to the same items.
+
+    Exit status: 1 where fewer are the same than --at-least says, or one host lacks an item.
+    """
     import json
 
     from tgalign.evaluate.compare import load_pairs

@@ -153,7 +153,10 @@ def attach(
         float, typer.Option(help="Texts this similar to the caption count as the caption (cosine).")
     ] = 0.95,
     image_root: Annotated[
-        Path | None, typer.Option(help="Folder of the pictures; by default that of RECORDS.")
+        Path | None,
+        typer.Option(
+            "--images", "--image-root", help="Folder of the pictures; by default that of RECORDS."
+        ),
     ] = None,
     encoder: _Encoder = None,
     rank: Annotated[

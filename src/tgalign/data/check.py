@@ -26,13 +26,18 @@ class Report:
     Attributes:
         rows: All rows.
         problems: Why the bad ones are bad, each once.
-        tokens: Of the good rows, all tokens, the longest row's, and those learnt; None without a
-            tokenizer.
+        kinds: Good rows with a picture, with a caption, with a retrieved text R, and without a
+            picture.
+        tokens: Of the good rows, all tokens, the longest row's, and those learnt; and the rows in
+            which a word learnt or averaged is unknown to the tokenizer. None without one.
         previews: The first good rows, as ``tgalign.data.preview.preview`` gives them.
     """
 
     rows: int = 0
     problems: list[Problem] = field(default_factory=list)
+    kinds: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("picture", "caption", "retrieved", "text_only"), 0)
+    )
     tokens: dict[str, int] | None = None
     previews: list[dict[str, Any]] = field(default_factory=list)
 
@@ -60,7 +65,7 @@ def check(
 
     report = Report()
     if encoder is not None:
-        report.tokens = {"all": 0, "longest": 0, "learnt": 0}
+        report.tokens = {"all": 0, "longest": 0, "learnt": 0, "unknown_rows": 0}
     for it in read(source, image_root):
         report.rows += 1
         if isinstance(it, Problem):
@@ -69,15 +74,21 @@ def check(
         try:
             if encoder is None:
                 _require_lesson(it)
-                continue
-            row = encoder.encode(it)
+            row = None if encoder is None else encoder.encode(it)
         except ValueError as fault:
             report.problems.append(Problem(source.name, it.row, str(fault)))
+            continue
+        report.kinds["picture"] += it.image is not None
+        report.kinds["caption"] += it.caption is not None
+        report.kinds["retrieved"] += it.retrieved is not None
+        report.kinds["text_only"] += it.image is None
+        if encoder is None or row is None:
             continue
         assert report.tokens is not None
         report.tokens["all"] += len(row.input_ids)
         report.tokens["longest"] = max(report.tokens["longest"], len(row.input_ids))
         report.tokens["learnt"] += sum(label >= 0 for label in row.labels)
+        report.tokens["unknown_rows"] += encoder.has_unknown(row)
         if len(report.previews) < num_previews:
             report.previews.append(preview(it, row, encoder))
     return report

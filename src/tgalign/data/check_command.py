@@ -114,6 +114,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "bad": len(report.problems),
         "problems": [asdict(problem) for problem in report.problems],
         "not_checked": _unchecked(report),
+        "kinds": report.kinds,
         "tokens": report.tokens,
         "previews": report.previews,
     }
@@ -130,6 +131,20 @@ def _print(console: Console, report: Report, show_all: bool) -> None:
         console.print(painted(found))
         console.print()
     console.print(f"{report.rows:,} rows: {report.good:,} good, {bad:,} bad")
+    kinds = report.kinds
+    console.print(
+        f"of the good: {kinds['picture']:,} with a picture, {kinds['caption']:,} with a caption, "
+        f"{kinds['retrieved']:,} with R, {kinds['text_only']:,} of text alone"
+    )
+    if not kinds["retrieved"]:
+        console.print("warning: no row has R, so the guide cannot rank (`tgalign retrieve attach`)")
+    if not kinds["text_only"]:
+        console.print("warning: no row is text alone: training the LLM may cost safety in words")
+    if report.tokens and report.tokens["unknown_rows"]:
+        console.print(
+            f"warning: in {report.tokens['unknown_rows']:,} rows a word that is learnt or averaged "
+            "is unknown to the tokenizer (--preview shows how such rows are read)"
+        )
     if report.tokens and report.good:
         mean = report.tokens["all"] / report.good
         console.print(

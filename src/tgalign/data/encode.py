@@ -118,6 +118,20 @@ class Encoder:
                 raise ValueError("nothing is read between the picture and the answer: no question")
         return EncodedRecord(ids, labels, record.image, caption, retrieved, question=question)
 
+    def has_unknown(self, row: EncodedRecord) -> bool:
+        """Whether a word that is learnt or averaged is none that the tokenizer knows."""
+        unknown: Any = self.tokenizer.unk_token_id
+        if unknown is None or unknown in (
+            self.tokenizer.bos_token_id,
+            self.tokenizer.eos_token_id,
+            self.tokenizer.pad_token_id,
+        ):  # as of GPT-2, which writes every byte
+            return False
+        spans = [span for span in (row.caption, row.retrieved) if span is not None]
+        return unknown in row.labels or any(
+            unknown in span.input_ids[span.start : span.end] for span in spans
+        )
+
     def encode_all(
         self, records: Iterable[Record], file: str
     ) -> tuple[list[EncodedRecord], list[Problem]]:

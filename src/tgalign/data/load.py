@@ -40,6 +40,8 @@ class TrainingData:
 
     Attributes:
         records: The good records, on disk.
+        retrieved: Whether any of them has a retrieved text R.
+        text_only: Whether any of them has no picture.
 
     Raises:
         UserError: The data or the image root is missing, too many rows are bad, or the data is not
@@ -59,6 +61,7 @@ class TrainingData:
         self._progress_bar = progress_bar
         self._rows = 0
         self._bad_by_stage: dict[str, list[Problem]] = {}
+        self._unknown_by_stage: dict[str, int] = {}
         source = open_source(data)
         self._name = source.name
         processes = PartialState()
@@ -80,8 +83,11 @@ class TrainingData:
                 elif isinstance(it, Problem):
                     self._bad.append(it)
                 else:
+                    self.retrieved |= it.retrieved is not None
+                    self.text_only |= it.image is None
                     yield it
 
+        self.retrieved = self.text_only = False
         self.records: Sequence[Record] = spool_records(good())
         if first:
             found = {"rows": self._rows, "bad": [asdict(it) for it in self._bad]}
@@ -138,16 +144,20 @@ class TrainingData:
             UserError: Too many rows are bad.
         """
         problems: list[Problem] = []
+        unknown = 0
 
         def good() -> Iterator[EncodedRecord]:
+            nonlocal unknown
             for record in self._shown(records, f"encode for {stage}"):
                 rows, faults = encoder.encode_all([record], self._name)
                 problems.extend(faults)
+                unknown += sum(map(encoder.has_unknown, rows))
                 yield from rows
 
         encoded = spool_encoded(good())
         self._require_few(self._bad + problems)
         self._bad_by_stage[stage] = problems
+        self._unknown_by_stage[stage] = unknown
         return encoded
 
     def write(self, out: Path) -> None:
@@ -166,12 +176,21 @@ class TrainingData:
         for where, problems in every.items():
             if problems:
                 logging.getLogger(__name__).warning(
-                    "%s: %d of %d rows are bad and left out; %s names them all:\n%s",
+                    "%s: bad and left out: %d of %d rows; %s names them all:\n%s",
                     where,
                     len(problems),
                     self._rows,
                     out / SKIPPED,
                     listed(problems, 20),
+                )
+
+        for stage, unknown in self._unknown_by_stage.items():
+            if unknown:
+                logging.getLogger(__name__).warning(
+                    "stage %s: in %d rows a word that is learnt or averaged is unknown to the "
+                    "tokenizer",
+                    stage,
+                    unknown,
                 )
 
     def _shown(self, records: Iterable[Record], title: str) -> Iterable[Record]:

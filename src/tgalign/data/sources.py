@@ -27,7 +27,7 @@ Data: TypeAlias = "Path | Dataset | IterableDataset"
 """What rows can be read from."""
 
 MAX_ROW = 64 * 2**20
-"""Characters: no row of a JSON array may be longer."""
+"""Characters: no row of a JSON array and no cell of a CSV file may be longer."""
 _PIECE = 2**20
 _PLAIN, _STRICT = json.JSONDecoder(), json.JSONDecoder(object_pairs_hook=unique_keys)
 _FIRST, _NEXT = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*")
@@ -192,6 +192,7 @@ def _decoded(text: str, at: int) -> tuple[Any, int]:
 
 
 def _csv(path: Path) -> Iterator[Raw]:
+    csv.field_size_limit(MAX_ROW)  # a text that is too long is told in tokens, as of any source
     header: list[str] | None = None
     number = 0
     with path.open("rb") as file:

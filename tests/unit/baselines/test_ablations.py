@@ -106,6 +106,11 @@ def test_seeds_are_pooled_and_the_page_is_written(ran, tmp_path, capsys):
     assert len(ran) == again
 
 
+def test_a_smoke_run_states_the_settings_that_held(ran, tmp_path):
+    changes = run_ablation(tmp_path, "held_out_scenes", num_seeds=1, smoke=True)["changes"]
+    assert "stage.steps=2" in changes and "stage1.steps=800" not in changes
+
+
 def test_growth_is_the_slope_over_doublings():
     rows = [
         {"size": size, "seeds": [{"dsr": rate(0.1 + 0.05 * math.log2(size))}] * 2}

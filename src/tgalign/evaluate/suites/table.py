@@ -20,6 +20,9 @@ from tgalign.evaluate.items import Item, Scoring, Suite
 from tgalign.files import is_unicode, read_jsonl
 from tgalign.yaml_text import parse_yaml
 
+LOST_SHARE = 0.1
+"""Share of a suite's pictures that may be missing: then these items are errors, not all."""
+
 _FIELD = re.compile(r"(?!\d+(?:\[|$))[^.\[\]]+(?:\[[^\[\]]+\])*")
 
 
@@ -101,7 +104,8 @@ def table_suite(name: str, spec: SuiteSpec, data: Path) -> Suite:
     """Read a suite from the user's download and check it.
 
     Raises:
-        UserError: A part is missing, or a row is not as the spec says.
+        UserError: A part or more than ``LOST_SHARE`` of the pictures is missing, or a row is not as
+            the spec says.
     """
     got = f"get the suite from {spec.source}"
     if not data.is_dir():
@@ -129,12 +133,14 @@ def table_suite(name: str, spec: SuiteSpec, data: Path) -> Suite:
                 items.append(item)
     if not items:
         raise UserError(f"{', '.join(map(str, tables))} hold no question of {name}; {got}")
-    lost = [str(it.picture) for it in items if isinstance(it.picture, Path) and not _there(it)]
-    if lost:
-        raise UserError(
-            f"{len(lost)} of {len(items)} pictures of {name} are missing, such as {lost[0]}; {got}"
-        )
+    pictured = [it for it in items if isinstance(it.picture, Path)]
+    lost = [str(it.picture) for it in pictured if not _there(it)]
     notes = []
+    if lost:
+        said = f"{len(lost)} of {len(pictured)} pictures of {name} are missing, such as {lost[0]}"
+        if len(lost) > LOST_SHARE * len(pictured):
+            raise UserError(f"{said}; {got}")
+        notes.append(said)
     if spec.expected and len(items) != spec.expected:
         notes.append(f"{len(items)} items; the complete {name} has {spec.expected}")
     return Suite(name, tuple(items), spec.licence, spec.source, tuple(notes))
