@@ -47,7 +47,7 @@ def test_rates_are_pooled_and_tables_averaged_over_seeds():
     table = markdown(results)
     assert "| DSR gun | 0.08 [0.01, 0.35] n=12 | 0.83 [0.55, 0.95] n=12 |" in table
     assert "| DSR, things never tuned on | 0.05 [0.01, 0.24] n=20 |" in table
-    assert table.startswith("condition guided (10 % toxic pictures), icons, seeds 0, 1, ")
+    assert table.startswith("condition guided (10 % toxic pictures), icons, seeds 0, 1; ")
     assert "SMOKE" not in table
     assert markdown(results | {"smoke": True}).startswith("SMOKE RUN")
 
