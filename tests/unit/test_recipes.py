@@ -13,7 +13,14 @@ import yaml
 from transformers import AutoConfig, AutoModel
 
 from tgalign.compose import ROWS_MULTIPLE
-from tgalign.config import parse_config
+from tgalign.config import (
+    LoraConfig,
+    ObjectiveConfig,
+    StageConfig,
+    SyntheticConfig,
+    TrainConfig,
+    parse_config,
+)
 from tgalign.dry_run import meta_model, plan
 from tgalign.errors import UserError
 from tgalign.lab.assets import lab_llava, load_lab
@@ -139,6 +146,21 @@ def test_the_paper_s_recipe_is_the_paper_s_objective_and_the_released_settings()
         assert (objective.reference, objective.layers) == ("live", "all")
         assert (objective.weight, objective.schedule) == (1.0, "constant")
     assert not (first.text_gate or second.text_gate)
+
+
+def test_the_recipe_for_one_s_own_data_explains_every_key_and_its_default(tmp_path):
+    text = (RECIPES / "own.yaml").read_text()
+    whole = re.sub(r"^( *)# (\w+): ", r"\1\2: ", text, flags=re.MULTILINE)
+    configs = []
+    for content in (text, whole):
+        (tmp_path / "own.yaml").write_text(content)
+        configs.append(load_recipe(tmp_path / "own.yaml"))
+    assert configs[0] == configs[1]
+    explained = set(re.findall(r"^ *(?:- )?(\w+):.* # \S", whole, re.MULTILINE)) | {"stages"}
+    for schema in (TrainConfig, StageConfig, ObjectiveConfig):
+        assert schema.model_fields.keys() <= explained
+    for schema in (LoraConfig, SyntheticConfig):
+        assert all(f"{key}: " in text for key in schema.model_fields)
 
 
 def test_recipes_fit_the_cards_they_are_for(plans):
