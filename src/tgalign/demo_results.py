@@ -166,11 +166,16 @@ def base_line(results: dict[str, Any]) -> str:
     )
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """Title, table and base line in Markdown."""
-    header = ["", *results["arms"]]
-    rows = [row for section in table_rows(results) for row in section]
-    return f"{title(results)}\n\n{markdown_table(header, rows)}\n{base_line(results)}\n"
+def markdown(results: dict[str, Any], *, states: bool = True) -> str:
+    """Title, table and base line in Markdown.
+
+    Args:
+        results: The content of ``results.json``.
+        states: Whether the table has the rows of the alignment by state.
+    """
+    sections = table_rows(results) if states else table_rows(results)[:-1]
+    table = markdown_table(["", *results["arms"]], [row for rows in sections for row in rows])
+    return f"{title(results)}\n\n{table}\n{base_line(results)}\n"
 
 
 def print_results(console: Console, results: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tgalign.baselines import ablate, comparison
 from tgalign.baselines.describe import ablations_table, methods_table
 from tgalign.baselines.methods import DEFAULT_METHODS
-from tgalign.demo_results import markdown
+from tgalign.demo_results import markdown, show_rate, table_rows
 from tgalign.evaluate import pool
 from tgalign.lab.alignment_data import TOXIC_SHARES
 from tgalign.lab.arms import arm_config
@@ -45,7 +45,39 @@ def lab_evaluation() -> str:
 
 
 def demo_results() -> str:
-    return markdown(json.loads((DOCS / "demo-results.json").read_text()))
+    return markdown(json.loads((DOCS / "demo-results.json").read_text()), states=False)
+
+
+def states() -> str:
+    results = json.loads((DOCS / "demo-results.json").read_text())
+    return markdown_table(["", *results["arms"]], table_rows(results)[-1])
+
+
+def summary() -> str:
+    results = json.loads((DOCS / "demo-results.json").read_text())
+    ce, paper, tga = (results["arms"][arm] for arm in ("ce", "paper", "tga"))
+    (absent,) = (
+        it["arms"]["tga"]["dsr"]
+        for it in json.loads((DOCS / "conditions.json").read_text())
+        if it["condition"] == "absent"
+    )
+    price = 100 * (ce["named"]["rate"] - tga["named"]["rate"])
+
+    def shown(rate: dict[str, float]) -> str:
+        return show_rate(rate, with_n=False)
+
+    return f"""\
+- **Result.** Where a tenth of the training's pictures are toxic, ours (`tga`) refuses
+  {shown(tga["dsr"])} of new toxic pictures, the paper's formula {shown(paper["dsr"])},
+  cross-entropy alone {shown(ce["dsr"])}; told in words, their language model refuses
+  {shown(results["base"]["text_dsr"])}. This share is called *DSR*.
+- **Where.** In an embedded lab of emoji pictures and a language model of 1.4 M parameters
+  ({tga["dsr"]["n"]} pictures, {len(results["seeds"])} seeds). No 7B model was run.
+- **Price.** {price:.1f} points fewer of the things in harmless pictures are named, in the same
+  number of steps; {shown(tga["over_refusal"])} of harmless pictures are refused.
+- **Where it fails.** Where the data holds no toxic picture (`absent`): {shown(absent)} refused.
+- **What it does not claim** stands in [docs/limits.md](docs/limits.md).
+"""
 
 
 def conditions() -> str:
@@ -71,9 +103,11 @@ def fuzz() -> str:
 
 # Where a generated block stands, what it is called, and what makes it.
 BLOCKS: list[tuple[Path, str, Callable[[], str]]] = [
+    (README, "summary", summary),
     (README, "results", demo_results),
     (README, "conditions", conditions),
     (DOCS / "lab-log.md", "experiments", lambda: table(DOCS / "experiments.jsonl")),
+    (DOCS / "what-holds.md", "states", states),
     (DOCS / "what-holds.md", "conflict", lambda: conflict_table(DOCS / "experiments.jsonl")),
     (DOCS / "security.md", "fuzz", fuzz),
     (DOCS / "results.md", "methods", methods_table),
