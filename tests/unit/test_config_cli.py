@@ -11,7 +11,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tgalign import __version__
+from tgalign import __version__, cli
 from tgalign.config import ObjectiveConfig, TrainConfig, parse_config
 from tgalign.errors import UserError
 from tgalign.recipe import load_recipe
@@ -377,6 +377,16 @@ def test_a_mistake_ends_a_real_process_with_2(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("tgalign: no training config at")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("terminal", "disabled"), [(True, None), (False, "1")])
+def test_a_log_has_no_bars(terminal, disabled, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    seen = []
+    monkeypatch.setattr(cli, "app", lambda: seen.append(os.environ.pop("TQDM_DISABLE", None)))
+    cli.main()
+    assert seen == [disabled]
 
 
 def test_paths_of_a_recipe_are_relative_to_it(tmp_path):
