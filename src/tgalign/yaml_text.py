@@ -30,7 +30,8 @@ def parse_yaml(text: str) -> Any:
             loader.dispose()
     except RecursionError:
         raise ValueError("it nests too deep") from None
-    except (yaml.YAMLError, AttributeError, KeyError) as fault:  # PyYAML of "!!bool x": KeyError
+    # PyYAML of "!!bool x": KeyError; of '!!int ""': IndexError
+    except (yaml.YAMLError, AttributeError, LookupError) as fault:
         raise ValueError(str(fault)) from None
 
 
