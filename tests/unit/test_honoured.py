@@ -1,6 +1,11 @@
 """What is given beside a mode of a command that has no use for it is refused by name."""
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from tgalign.commands.honoured import refuse_others
+from tgalign.errors import UserError
 
 LMMS = ["evaluate", "--write-lmms-task", "tasks"]
 JUDGE = ["evaluate", "--judge-report", "labelled.csv"]
@@ -27,3 +32,21 @@ def test_what_has_no_use_is_refused(tgalign, tmp_path, monkeypatch, command, mod
     status, _, said = tgalign(*command, *more)
     assert (status, f"{mode} has no use for {more[0]}: leave that out" in said) == (2, True), said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["--padded", "--no-padded"])
+def test_a_flag_is_named_in_the_form_given(form) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def command(context: typer.Context, padded: bool = True) -> None:
+        refuse_others(context, "--mode", ())
+
+    fault = CliRunner().invoke(app, [form]).exception
+    assert isinstance(fault, UserError)
+    assert str(fault) == f"--mode has no use for {form}: leave that out"
+
+
+def test_a_log_without_bars_may_be_asked_of_every_mode(tgalign) -> None:
+    said = tgalign(*LMMS, "--suite", "nowhere", "--no-progress")[2]
+    assert "nowhere" in said and "has no use for" not in said

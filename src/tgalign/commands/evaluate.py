@@ -55,6 +55,7 @@ Pictures = Annotated[
 JUDGE_REPORT = ("judge_report", "judge_url", "judge_model", "batch_size", "out", "progress")
 LMMS_TASK = (
     "write_lmms_task", "suites", "data", "conditions", "limit", "seed", "max_new_tokens",
+    "progress",
 )  # fmt: skip
 """Parameters of ``evaluate`` that its two other modes have a use for."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import typer
 
@@ -21,7 +22,7 @@ def refuse_others(context: typer.Context, mode: str, honoured: Collection[str]) 
         UserError: Another one was given.
     """
     given = [
-        it.opts[0] if it.param_type_name == "option" else (it.name or "").upper()
+        _form_given(it, context.params.get(it.name or ""))
         for it in context.command.params
         if it.name not in honoured
         and (source := context.get_parameter_source(it.name or ""))
@@ -29,3 +30,10 @@ def refuse_others(context: typer.Context, mode: str, honoured: Collection[str]) 
     ]
     if given:
         raise UserError(f"{mode} has no use for {', '.join(given)}: leave that out")
+
+
+def _form_given(parameter: Any, value: Any) -> str:
+    if parameter.param_type_name != "option":
+        return (parameter.name or "").upper()
+    negated = value is False and parameter.secondary_opts
+    return (parameter.secondary_opts if negated else parameter.opts)[0]
