@@ -19,7 +19,7 @@ from tgalign.data.records import Problem, read
 from tgalign.data.shapes import as_ours
 from tgalign.data.sources import Raw, Source, image_root_of, open_source, with_bar
 from tgalign.errors import UserError
-from tgalign.files import sole_writer, write_text
+from tgalign.files import named, sole_writer, write_text
 
 PROGRESS = ".progress"
 """Suffix of the file that keeps what is done."""
@@ -86,6 +86,7 @@ def caption(
     """
     from tgalign.captioner import Captioner
 
+    out = named(out)
     with sole_writer(out, beside=True):
         progress = out.with_name(out.name + PROGRESS)
         if out.exists() and not progress.is_file():  # else a kill came just before the end

@@ -170,6 +170,18 @@ def make_parent(path: Path) -> None:
         raise UserError(f"cannot write to {path}: {fault}") from None
 
 
+def named(path: Path) -> Path:
+    """A path beside which something can be written: one without a name, such as ``.``, is resolved.
+
+    Raises:
+        UserError: It has no name even so.
+    """
+    found = path if path.name not in ("", "..") else path.resolve()
+    if not found.name:
+        raise UserError(f"cannot write to {path}: it has no name; name a new file or folder")
+    return found
+
+
 @contextmanager
 def file_at_once(path: Path) -> Iterator[Path]:
     """A file to write, which becomes ``path`` in one step if the context ends well."""
@@ -203,7 +215,7 @@ def sole_writer(out: Path, *, beside: bool = False) -> Iterator[None]:
     Args:
         out: What is written.
         beside: It is a file, or a folder that appears when it is complete, so the lock lies beside
-            it; else it lies in the folder, which is made.
+            it (``named``); else it lies in the folder, which is made.
 
     Raises:
         UserError: Another run writes there, or nobody can.

@@ -118,6 +118,21 @@ def test_a_second_run_on_one_output_is_refused(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["retrieve build", "caption", "compose"])
+def test_an_output_without_a_name_is_the_folder_it_stands_for(
+    name, tgalign, checkpoint, rows, tmp_path, monkeypatch
+) -> None:
+    arguments = commands(checkpoint, rows, tmp_path)[name][1][:-1]
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "mine").touch()
+    monkeypatch.chdir(here)
+    for out, said in ((".", str(here)), ("/", "it has no name")):
+        status, _, err = tgalign(*arguments, out)
+        assert (status, said in err) == (2, True), err
+    assert [path.name for path in here.iterdir()] == ["mine"]
+
+
 def test_sigterm_ends_with_its_status_and_is_postponed_within_a_step() -> None:
     before, done = signal.getsignal(signal.SIGTERM), []
     with pytest.raises(SystemExit) as end, exit_on_sigterm(), postponed() as stop:

@@ -54,9 +54,10 @@ def register(app: typer.Typer) -> None:
         from tgalign.cli import _quiet
         from tgalign.compose import REPORT
         from tgalign.compose import compose as run
-        from tgalign.files import read_json, sole_writer
+        from tgalign.files import named, read_json, sole_writer
 
         _quiet()
+        out = named(out)
         with sole_writer(out, beside=True):
             run(
                 llm,

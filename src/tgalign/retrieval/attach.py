@@ -24,6 +24,7 @@ from tgalign.errors import UserError
 from tgalign.files import (
     INCOMPLETE,
     file_at_once,
+    named,
     read_json,
     sha256,
     sole_writer,
@@ -129,6 +130,7 @@ def attach(
         "shuffled": shuffled,
         "shard_rows": shard_rows,
     }
+    out = named(out)
     with sole_writer(out, beside=True):
         report = out.with_name(out.name + ".report.json")
         work = out.with_name(out.name + ".shards" + INCOMPLETE)

@@ -11,7 +11,15 @@ from typing import Any, Literal
 import numpy as np
 
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, file_at_once, read_json, sha256, sole_writer, write_json
+from tgalign.files import (
+    INCOMPLETE,
+    file_at_once,
+    named,
+    read_json,
+    sha256,
+    sole_writer,
+    write_json,
+)
 from tgalign.retrieval import approximate
 from tgalign.retrieval.approximate import Kind
 from tgalign.retrieval.corpus import Source, Text, mix
@@ -87,6 +95,7 @@ def build_index(
         "toxic_share": toxic_share,
         "shard_rows": shard_rows,
     }
+    out = named(out)
     with sole_writer(out, beside=True):
         if out.exists():
             _check_same(out, settings)
