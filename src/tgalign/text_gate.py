@@ -27,6 +27,7 @@ from tgalign.errors import UserError
 from tgalign.evaluate.generate import NoAnswerError, Prompt, answer
 from tgalign.evaluate.refusal import judge
 from tgalign.files import INCOMPLETE, digest, read_json, write_json
+from tgalign.text_store import weights_sha256
 
 _FILE, _PART = "text_gate.json", "text_gate-{}" + INCOMPLETE
 _AT_ONCE = 4096
@@ -120,7 +121,10 @@ def verdicts_of(
     places += [f"{files[1]}:{number}" for number in range(1, len(corpus) + 1)]
     share = list(zip(captions, questions, places, strict=True))
     with PartialState().split_between_processes(share) as mine:
-        said = gather_object(_go_on(out, mine, model, processor, progress_bar))
+        shares = gather_object([_go_on(out, mine, model, processor, progress_bar)])
+    for fault in (fault for _, fault in shares if fault):
+        raise UserError(fault)  # in every process, as none may wait for one that has ended
+    said = [refused for verdicts, _ in shares for refused in verdicts]
     if not any(said):
         logging.getLogger(__name__).warning(
             "text gate: the language model refuses none of %d captions and %d texts, so the gate "
@@ -135,13 +139,17 @@ def verdicts_of(
 
 def _go_on(
     out: Path, share: list[tuple[str, str, str]], model: Any, processor: Any, progress_bar: bool
-) -> list[bool]:
+) -> tuple[list[bool], str | None]:
     """Verdicts on this process's share of captions, questions and places of the rows in files.
 
     It begins where a kill cut it off.
+
+    Returns:
+        The verdicts; and why there are no more, where a question has no answer.
     """
     path = out / _PART.format(PartialState().process_index)
-    asked = digest([model.name_or_path, share])
+    weights = [weights_sha256(part) for part in (model.model.language_model, model.lm_head)]
+    asked = digest([model.name_or_path, weights, share])
     found = read_json(path) if path.is_file() else {}
     said: list[bool] = found["said"] if found.get("asked") == asked else []
     for start in range(len(said), len(share), _AT_ONCE):
@@ -150,12 +158,15 @@ def _go_on(
         try:
             said += refuses(model, processor, captions, questions, title=title)
         except NoAnswerError as fault:
-            raise UserError(
+            mend = "mend or remove the row"
+            if fault.said.error == "out_of_memory":
+                mend = "free memory, or shorten the row if it is longer than the others"
+            return said, (
                 f"{places[fault.index]}: the language model has no answer to the text gate's "
-                f"question ({fault.said.error}: {fault.said.detail}): mend or remove the row"
-            ) from fault
+                f"question ({fault.said.error}: {fault.said.detail}): {mend}"
+            )
         write_json(path, {"asked": asked, "said": said})
-    return said
+    return said, None
 
 
 def usual_question(records: Sequence[Record]) -> str:

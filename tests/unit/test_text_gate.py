@@ -3,9 +3,11 @@
 The LLM is the lab's shipped one, which refuses for real.
 """
 
+import copy
 import dataclasses
 
 import pytest
+import torch
 
 from tgalign import text_gate
 from tgalign.data.records import Record
@@ -115,6 +117,31 @@ def test_a_gate_that_was_cut_off_goes_on(record, lab, tmp_path, monkeypatch):
     assert [it.name for it in tmp_path.iterdir() if it.is_file()] == ["text_gate.json"]
 
 
+@pytest.mark.parametrize("part", ["language_model", "lm_head"])
+def test_verdicts_of_other_weights_in_the_same_folder_are_not_gone_on_with(
+    part, record, lab, tmp_path, monkeypatch
+):
+    model, processor = lab[0], lab[1]
+    rows = [dataclasses.replace(record, caption=TOXIC)]
+    first = verdicts_of(tmp_path, rows, [], model, processor, False)
+    asked = []
+
+    def ask(_model, _processor, captions, _questions, *, title):
+        asked.extend(captions)
+        return [False] * len(captions)
+
+    monkeypatch.setattr(text_gate, "refuses", ask)
+    assert verdicts_of(tmp_path, rows, [], model, processor, False) == first
+    assert not asked
+    other = copy.deepcopy(model)
+    weight = next((other.lm_head if part == "lm_head" else other.model.language_model).parameters())
+    with torch.no_grad():
+        weight[0, 0] += 0.5
+    assert other.name_or_path == model.name_or_path
+    assert verdicts_of(tmp_path, rows, [], other, processor, False) == Verdicts([], [])
+    assert asked == [TOXIC]
+
+
 def test_a_gate_that_refuses_nothing_says_so(record, apply, caplog):
     apply([dataclasses.replace(record, caption=BENIGN)])
     assert "refuses none of 1 captions" in caplog.text
@@ -135,5 +162,25 @@ def test_a_question_without_an_answer_is_the_users_mistake_and_names_the_row(
         raise MemoryError("no room")
 
     monkeypatch.setattr(lab[0], "generate", out_of_memory)
-    with pytest.raises(UserError, match=r"^data\.jsonl:[37]: .*out_of_memory: .*no room"):
+    with pytest.raises(UserError, match=r"^data\.jsonl:[37]: .*out_of_memory: .*no room.*free mem"):
         verdicts_of(tmp_path, rows, [], *lab, False, ("data.jsonl", ""))
+
+    def fail(*_, **__):
+        raise ValueError("no such token")
+
+    monkeypatch.setattr(lab[0], "generate", fail)
+    with pytest.raises(UserError, match=r"^data\.jsonl:[37]: .*no such token.*remove the row$"):
+        verdicts_of(tmp_path, rows, [], *lab, False, ("data.jsonl", ""))
+
+
+def test_what_another_process_has_no_answer_to_ends_all(record, lab, tmp_path, monkeypatch):
+    met = []
+
+    def gather(mine):
+        met.extend(mine)
+        return [*mine, ([], "data.jsonl:9: no answer")]
+
+    monkeypatch.setattr(text_gate, "gather_object", gather)
+    with pytest.raises(UserError, match=r"^data\.jsonl:9: no answer$"):
+        verdicts_of(tmp_path, [dataclasses.replace(record, caption=TOXIC)], [], *lab, False)
+    assert met == [([True], None)]
