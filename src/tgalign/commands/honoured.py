@@ -36,4 +36,5 @@ def _form_given(parameter: Any, value: Any) -> str:
     if parameter.param_type_name != "option":
         return (parameter.name or "").upper()
     negated = value is False and parameter.secondary_opts
-    return (parameter.secondary_opts if negated else parameter.opts)[0]
+    forms: list[str] = parameter.secondary_opts if negated else parameter.opts
+    return forms[0]
