@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,38 +45,52 @@ def lab_evaluation() -> str:
     return pool.markdown(json.loads((DOCS / "evaluation-lab.json").read_text()))
 
 
+def demo() -> dict[str, Any]:
+    """The demo's results, and the arm of a later run of it beside the others."""
+    first, later = (
+        json.loads((DOCS / f"demo-{name}.json").read_text()) for name in ("results", "question")
+    )
+    for key in ("condition", "style", "toxic_share", "seeds", "smoke"):
+        assert first[key] == later[key]
+    first["arms"]["tga_question"] = later["arms"]["tga_question"]
+    return first | {"seconds": first["seconds"] + later["seconds"]}
+
+
 def demo_results() -> str:
-    return markdown(json.loads((DOCS / "demo-results.json").read_text()), states=False)
+    return markdown(demo(), states=False)
 
 
 def states() -> str:
-    results = json.loads((DOCS / "demo-results.json").read_text())
+    results = demo()
     return markdown_table(["", *results["arms"]], table_rows(results)[-1])
 
 
 def summary() -> str:
-    results = json.loads((DOCS / "demo-results.json").read_text())
-    ce, paper, tga = (results["arms"][arm] for arm in ("ce", "paper", "tga"))
+    results = demo()
+    arms = ("ce", "paper", "tga", "tga_question")
+    ce, paper, tga, question = (results["arms"][arm] for arm in arms)
     (absent,) = (
         it["arms"]["tga"]["dsr"]
         for it in json.loads((DOCS / "conditions.json").read_text())
         if it["condition"] == "absent"
     )
-    price = 100 * (ce["named"]["rate"] - tga["named"]["rate"])
+    price = 100 * (ce["named"]["rate"] - question["named"]["rate"])
 
     def shown(rate: dict[str, float]) -> str:
         return show_rate(rate, with_n=False)
 
     return f"""\
-- **Result.** Where a tenth of the training's pictures are toxic, ours (`tga`) refuses
-  {shown(tga["dsr"])} of new toxic pictures, the paper's formula {shown(paper["dsr"])},
+- **Result.** Where a tenth of the training's pictures are toxic, ours (`tga_question`) refuses
+  {shown(question["dsr"])} of new toxic pictures, the paper's formula {shown(paper["dsr"])},
   cross-entropy alone {shown(ce["dsr"])}; told in words, their language model refuses
   {shown(results["base"]["text_dsr"])}. This share is called *DSR*.
+- **What does it.** Pulling the states of the question read after the picture, not the mean state of
+  the picture: with that mean and all else equal (`tga`) DSR is {shown(tga["dsr"])}.
 - **Where.** In an embedded lab of emoji pictures and a language model of 1.4 M parameters
-  ({tga["dsr"]["n"]} pictures, {len(results["seeds"])} seeds). No 7B model was run.
+  ({question["dsr"]["n"]} pictures, {len(results["seeds"])} seeds). No 7B model was run.
 - **Price.** {price:.1f} points fewer of the things in harmless pictures are named, in the same
-  number of steps; {shown(tga["over_refusal"])} of harmless pictures are refused.
-- **Where it fails.** Where the data holds no toxic picture (`absent`): {shown(absent)} refused.
+  number of steps; {shown(question["over_refusal"])} of harmless pictures are refused.
+- **Where it fails.** Where the data holds no toxic picture (`absent`, `tga`): {shown(absent)} refused.
 - **What it does not claim** stands in [docs/limits.md](docs/limits.md).
 """
 
@@ -132,11 +147,11 @@ def test_blocks_are_rendered_from_the_committed_results(path, name, make) -> Non
 
 
 def test_committed_results_are_of_three_seeds_and_no_smoke() -> None:
-    results = json.loads((DOCS / "demo-results.json").read_text())
+    results = demo()
     assert results["seeds"] == [0, 1, 2]
     assert results["condition"] == "guided"
     assert not results["smoke"]
-    assert {"ce", "paper", "tga"} <= results["arms"].keys()
+    assert {"ce", "paper", "tga", "tga_question"} == results["arms"].keys()
 
 
 def test_committed_comparisons_are_no_smoke_and_have_all_methods() -> None:
