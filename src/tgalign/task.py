@@ -138,9 +138,7 @@ class AlignmentTask(nn.Module):
         losses: dict[str, Any] = {"loss": outputs.loss, "ce": outputs.loss}
         if not guided:
             return losses
-        guided_BT = question_mask
-        if guided_BT is None:
-            guided_BT = input_ids == self.lvlm.config.image_token_id
+        guided_BT = self.guided_tokens(input_ids, question_mask)
         image_LBD, _ = pool_layers(outputs.hidden_states, self.layers, guided_BT)
         num_captions = int(caption_mask.sum())
         if text_states is not None:
@@ -188,6 +186,12 @@ class AlignmentTask(nn.Module):
                     center_LD=self._center(),
                 )
         return losses
+
+    def guided_tokens(self, input_ids: Tensor, question_mask: Tensor | None) -> Tensor:
+        """The tokens whose states are pulled, bool (B, T): the question's, or else the image's."""
+        if question_mask is not None:
+            return question_mask
+        return cast("Tensor", input_ids == self.lvlm.config.image_token_id)
 
     @torch.no_grad()
     def text_states(self, input_ids: Tensor, attention_mask: Tensor, span_BT: Tensor) -> Tensor:

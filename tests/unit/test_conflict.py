@@ -51,6 +51,13 @@ def test_cross_entropy_does_not_read_the_last_state_of_an_image_token(task, batc
     assert found["cosine"][-1] == 0
 
 
+def test_of_a_guided_question_its_own_tokens_count(task, rows, encode, collator):
+    complete = [it for it in rows.records if it.image and it.caption and len(it.messages) > 1]
+    found = gradient_conflict(task, collator(encode(complete, guide_span="question")))
+    assert (found["guide_norm"][1:] > 0).all()
+    assert found["ce_norm"][-1] > 0  # the answer is read from the last of them
+
+
 def test_weights_get_no_gradient(task, batch):
     gradient_conflict(task, batch)
     assert all(weight.grad is None for weight in task.parameters())

@@ -4,9 +4,16 @@ import copy
 from pathlib import Path
 
 import pytest
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from tgalign.data.encode import IGNORE_INDEX, Encoder
 from tgalign.data.records import Record
+from tgalign.image_slot import DEFAULT_TEMPLATE, add_image_slot, add_image_token
 
 IMAGE = Path("picture.png")
 SEATS = 9  # image tokens
@@ -124,6 +131,29 @@ def test_the_question_after_the_picture_is_that_after_the_texts(turns, share, en
     for span, text in ((row.caption, CAPTION), (row.retrieved, RETRIEVED)):
         assert span.input_ids[span.start : span.end] == read
         assert span.input_ids == ids(tokenizer, f"<bos> <user> {text} what ? <assistant>")
+
+
+def test_a_text_s_end_that_joins_what_follows_is_in_no_span():
+    """Pre-tokenizers of Llama 3 and Qwen make one token of a full stop and a line break."""
+    pattern = r"[^\s\p{L}\p{N}]+[\r\n]*| ?\p{L}+|\s+"
+    bpe = Tokenizer(BPE())
+    bpe.pre_tokenizer = Sequence(
+        [Split(Regex(pattern), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    bpe.decoder = ByteLevelDecoder()
+    texts = ["A gun on a table.\nWhat is this?", "USER: ASSISTANT:", "a dog\n"] * 9
+    bpe.train_from_iterator(texts, BpeTrainer(initial_alphabet=ByteLevel.alphabet()))
+    joined = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="</s>")
+    add_image_token(joined)
+    joined.chat_template = DEFAULT_TEMPLATE
+    add_image_slot(joined)
+    made = Encoder(joined, SEATS, max_length=99, retrieved_in_prompt=0.0, guide_span="question")
+    turns = (USER, "What is this?"), (ASSISTANT, "A gun.")
+    for caption, first in (("A gun on a table.", "What"), ("a dog", "\n")):
+        row = made.encode(record(*turns, caption=caption))
+        alike = row.input_ids[slice(*row.question)]
+        assert alike == row.caption.input_ids[row.caption.start : row.caption.end]
+        assert joined.decode(alike[:1]).strip(" ") == first
 
 
 def test_the_span_changes_nothing_that_is_learnt(encoder):

@@ -90,7 +90,8 @@ def summary() -> str:
   ({question["dsr"]["n"]} pictures, {len(results["seeds"])} seeds). No 7B model was run.
 - **Price.** {price:.1f} points fewer of the things in harmless pictures are named, in the same
   number of steps; {shown(question["over_refusal"])} of harmless pictures are refused.
-- **Where it fails.** Where the data holds no toxic picture (`absent`, `tga`): {shown(absent)} refused.
+- **Where it fails.** Where the data holds no toxic picture (`absent`, there `tga`):
+  {shown(absent)} refused.
 - **What it does not claim** stands in [docs/limits.md](docs/limits.md).
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -55,6 +55,10 @@ def register(app: typer.Typer) -> None:
             float,
             typer.Option(min=0, max=1, help="Share of rows whose R stands in the prompt."),
         ] = 0.0,
+        guide_span: Annotated[
+            Literal["picture", "question"],
+            typer.Option(help="Whose states are guided (docs/own-data.md)."),
+        ] = "picture",
         progress: Annotated[bool, typer.Option(help="Draw a progress bar on stderr.")] = True,
     ) -> None:
         """Read all of a data set, open every picture, and say which rows are bad and why.
@@ -83,6 +87,7 @@ def register(app: typer.Typer) -> None:
                 image_tokens=image_tokens,
                 max_length=max_length,
                 retrieved_in_prompt=retrieved_in_prompt,
+                guide_span=guide_span,
                 progress_bar=progress,
             )
         )

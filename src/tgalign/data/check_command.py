@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from tgalign.data.check import NEEDS_TOKENIZER, Report, check
-from tgalign.data.encode import Encoder
+from tgalign.data.encode import Encoder, GuideSpan
 from tgalign.data.preview import painted
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.data.sources import image_root_of, open_source, with_bar
@@ -32,6 +32,7 @@ def run_check(
     image_tokens: int,
     max_length: int,
     retrieved_in_prompt: float,
+    guide_span: GuideSpan,
     progress_bar: bool,
 ) -> int:
     """Check data and print what was found.
@@ -47,6 +48,7 @@ def run_check(
         image_tokens: Tokens of a picture, with ``tokenizer``.
         max_length: Most tokens of a row.
         retrieved_in_prompt: As of the stage to be trained (``StageConfig``).
+        guide_span: As of the run (``TrainConfig``).
         progress_bar: Whether to draw one, on stderr.
 
     Returns:
@@ -58,7 +60,12 @@ def run_check(
     encoder = None
     if model is not None or tokenizer is not None:
         parts = _from_model(model) if model else _from_tokenizer(tokenizer, image_tokens)
-        encoder = Encoder(*parts, max_length=max_length, retrieved_in_prompt=retrieved_in_prompt)
+        encoder = Encoder(
+            *parts,
+            max_length=max_length,
+            retrieved_in_prompt=retrieved_in_prompt,
+            guide_span=guide_span,
+        )
     elif num_previews:
         raise UserError("a preview shows tokens: give --model or --tokenizer with it")
     root = images or image_root_of(data)

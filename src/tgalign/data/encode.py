@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -111,11 +111,16 @@ class Encoder:
             )
         if caption is None and all(label == IGNORE_INDEX for label in labels):
             raise ValueError("no token to learn and no caption to align to")
-        question = None
-        if caption is not None and read is not None:
-            question = self._question(ids, labels)
-            if question[0] >= question[1] or caption.start >= caption.end:
-                raise ValueError("nothing is read between the picture and the answer: no question")
+        if caption is None or read is None:
+            return EncodedRecord(ids, labels, record.image, caption, retrieved)
+        start, end = self._question(ids, labels)
+        alike = _read_alike([ids[start:end], *(it.input_ids[it.start :] for it in spans)])
+        if not alike:
+            raise ValueError("nothing is read between the picture and the answer: no question")
+        caption, retrieved = (
+            it and replace(it, start=it.end - alike) for it in (caption, retrieved)
+        )
+        question = end - alike, end
         return EncodedRecord(ids, labels, record.image, caption, retrieved, question=question)
 
     def has_unknown(self, row: EncodedRecord) -> bool:
@@ -220,6 +225,13 @@ class Encoder:
         if not inside:
             raise ValueError(f"the text {text[:40]!r} has no token")
         return Span(ids[: inside[-1] + 1], inside[0], inside[-1] + 1)
+
+
+def _read_alike(sequences: list[list[int]]) -> int:
+    """How many last tokens are the same in all: some tokenizers join a text to what follows."""
+    pairs = enumerate(zip(*(reversed(it) for it in sequences), strict=False))
+    differing = (number for number, tokens in pairs if len(set(tokens)) > 1)
+    return next(differing, min(map(len, sequences)))
 
 
 def _one_turn(text: str) -> list[dict[str, Any]]:

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def gradient_conflict(task: AlignmentTask, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Compare the gradients of the two losses at the image's tokens, layer by layer.
+    """Compare the gradients of the two losses at the guided tokens, layer by layer.
 
-    The gradient at state j is the total one: it counts what the state does to every later layer.
-    The last state is read by the guide alone, so the cross-entropy's gradient is 0 there.
+    These are the image's, or those of the question where the guide pulls that. The gradient at
+    state j is the total one: it counts what the state does to every later layer. The last state of
+    the image is read by the guide alone, so the cross-entropy's gradient is 0 there.
 
     Args:
         task: The model and its objective, whose weight plays no part unless it is 0; at least the
@@ -43,7 +44,7 @@ def gradient_conflict(task: AlignmentTask, batch: dict[str, Tensor]) -> dict[str
             "no guide loss to compare: the weight is 0, the form has no gradient, or no row has a "
             "caption"
         )
-    image_BT1 = (batch["input_ids"] == task.lvlm.config.image_token_id).unsqueeze(-1)
+    guided_BT1 = task.guided_tokens(batch["input_ids"], batch.get("question_mask")).unsqueeze(-1)
     gradients = {}
     for name in ("ce", "guide"):
         found = torch.autograd.grad(
@@ -58,7 +59,7 @@ def gradient_conflict(task: AlignmentTask, batch: dict[str, Tensor]) -> dict[str
             [
                 torch.zeros_like(state_BTD, dtype=torch.float32).flatten(1)
                 if g_BTD is None
-                else g_BTD.float().where(image_BT1, 0.0).flatten(1)
+                else g_BTD.float().where(guided_BT1, 0.0).flatten(1)
                 for g_BTD, state_BTD in zip(found, losses["hidden_states"], strict=True)
             ]
         )
