@@ -4,7 +4,7 @@ Web data describes toxic pictures plainly, and cross-entropy on those answers te
 answer where it would refuse in words. Before training, the gate asks the untrained language model:
 told the caption in the picture's place, does it refuse the record's question? If so, the record's
 answers are not learnt, and its picture and caption, which still reach the guide loss, can be shown
-more often (``companions``). Nobody labels a picture, and no refusal is trained.
+more often (``companions``). Nobody labels a picture, and no refusal text is trained.
 """
 
 from __future__ import annotations
