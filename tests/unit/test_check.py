@@ -260,3 +260,15 @@ def test_a_long_cell_of_a_csv_file_is_told_in_tokens(root, tgalign, checkpoint):
     assert status == 1
     assert re.match(r"long.csv:2: 6\d{4} tokens, more than the limit of", out)
     path.unlink()
+
+
+def test_rows_are_encoded_with_the_span_that_is_to_be_guided(root, tgalign, checkpoint):
+    """After a caption the question has to fit too."""
+    path = root / "spans.jsonl"
+    row = {"image": "good.png", "caption": "cat " * 20, "messages": llava_turns("cat " * 4, "cat")}
+    path.write_text(json.dumps(row))
+    asked = ("check", path, "--model", checkpoint, "--max-length", 24, "--no-progress")
+    assert tgalign(*asked)[0] == 0
+    status, out, _ = tgalign(*asked, "--guide-span", "question")
+    assert status == 1
+    assert "more than the limit of 24" in out
