@@ -277,7 +277,7 @@ def test_bad_sources_are_named(llm_path, vision_path, tmp_path):
 
     refused("no language model at /nowhere", llm="/nowhere")
     refused("no vision encoder at /nowhere", vision="/nowhere")
-    refused("cannot be loaded", llm=vision_path)  # no causal language model
+    refused("were two folders swapped", llm=vision_path)  # no causal language model
     refused("no image processor beside the model|no square patches", vision=llm_path)
     bare = shutil.copytree(llm_path, tmp_path / "bare")
     for path in bare.glob("tokenizer*"):
