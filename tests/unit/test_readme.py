@@ -85,7 +85,7 @@ def summary() -> str:
   cross-entropy alone {shown(ce["dsr"])}; told in words, their language model refuses
   {shown(results["base"]["text_dsr"])}. This share is called *DSR*.
 - **What does it.** Pulling the states of the question read after the picture, not the mean state of
-  the picture: with that mean and all else equal (`tga`) DSR is {shown(tga["dsr"])}.
+  the picture: with that mean (`tga`) DSR is {shown(tga["dsr"])}.
 - **Where.** In an embedded lab of emoji pictures and a language model of 1.4 M parameters
   ({question["dsr"]["n"]} pictures, {len(results["seeds"])} seeds). No 7B model was run.
 - **Price.** {price:.1f} points fewer of the things in harmless pictures are named, in the same
