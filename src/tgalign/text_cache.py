@@ -17,7 +17,7 @@ from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Span
 from tgalign.errors import UserError
 from tgalign.task import AlignmentTask
-from tgalign.text_store import TextStore, weights_sha256
+from tgalign.text_store import TextStore, folder_of, turn_to_fill, weights_sha256
 
 # Shape legend: N texts, L layers, D channels.
 
@@ -58,7 +58,7 @@ class TextCache:
     def fill(self, task: AlignmentTask, collator: Collator, *, batch_size: int = 256) -> None:
         """Compute the states of all texts, unless those of the task's layers are there.
 
-        Several processes share the work for the disk.
+        Several processes share the work for the disk; runs on one folder wait for each other.
 
         Args:
             task: Gives the states (``AlignmentTask.text_states``); its reference must not move.
@@ -118,35 +118,35 @@ class TextCache:
             "layers": task.layers,
             "dtype": str(dtype),
         }
-        store = TextStore(folder, identity, progress_bar=show)
-        processes.wait_for_everyone()  # all have read the manifest before any writes it
-        # The same texts share a file whether all are missing or some, so that a killed run goes on
-        # with the numbers of a straight one.
-        keys = list(spans)
-        files = [keys[i : i + TEXTS_PER_FILE] for i in range(0, len(keys), TEXTS_PER_FILE)]
-        missing = [file for file in files if not all(key in store for key in file)]
-        num_texts = sum(len(file) for file in missing)
-        num_bytes = num_texts * task.center_LD.numel() * dtype.itemsize
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if num_bytes > free:
-            raise UserError(
-                f"the states of {num_texts} texts at {len(task.layers)} layers take "
-                f"{num_bytes / 1e9:.3g} GB, and {folder} has {free / 1e9:.3g} GB: choose fewer "
-                "layers or another folder for cache_text"
-            )
-        title = f"states of {num_texts} texts, {num_bytes / 1e9:.3g} GB"
-        rounds = range(0, len(missing), processes.num_processes)
-        for first in track(rounds, description=title, disable=not show):
-            about = {}
-            for file in missing[first + processes.process_index :][:1]:
-                texts = [spans[key] for key in file]
-                parts = list(self._compute(task, collator, texts, batch_size))
-                about = store.write(file, torch.cat(parts).to(dtype))
-            written = {k: v for each in gather_object([about]) for k, v in each.items()}
-            store.list_files(written)
-        processes.wait_for_everyone()
-        self._store = store
+        with turn_to_fill(folder_of(folder, identity)):
+            store = TextStore(folder, identity, progress_bar=show)
+            processes.wait_for_everyone()  # all have read the manifest before any writes it
+            # The same texts share a file whether all are missing or some, so that a killed run goes
+            # on with the numbers of a straight one.
+            keys = list(spans)
+            files = [keys[i : i + TEXTS_PER_FILE] for i in range(0, len(keys), TEXTS_PER_FILE)]
+            missing = [file for file in files if not all(key in store for key in file)]
+            num_texts = sum(len(file) for file in missing)
+            num_bytes = num_texts * task.center_LD.numel() * dtype.itemsize
+            free = shutil.disk_usage(folder).free
+            if num_bytes > free:
+                raise UserError(
+                    f"the states of {num_texts} texts at {len(task.layers)} layers take "
+                    f"{num_bytes / 1e9:.3g} GB, and {folder} has {free / 1e9:.3g} GB: choose fewer "
+                    "layers or another folder for cache_text"
+                )
+            title = f"states of {num_texts} texts, {num_bytes / 1e9:.3g} GB"
+            rounds = range(0, len(missing), processes.num_processes)
+            for first in track(rounds, description=title, disable=not show):
+                about = {}
+                for file in missing[first + processes.process_index :][:1]:
+                    texts = [spans[key] for key in file]
+                    parts = list(self._compute(task, collator, texts, batch_size))
+                    about = store.write(file, torch.cat(parts).to(dtype))
+                written = {k: v for each in gather_object([about]) for k, v in each.items()}
+                store.list_files(written)
+            processes.wait_for_everyone()
+            self._store = store
 
 
 def _spans(rows: Sequence[EncodedRecord]) -> Iterator[Span]:

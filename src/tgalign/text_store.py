@@ -9,25 +9,69 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tgalign.errors import UserError
-from tgalign.files import file_at_once, read_versioned, sha256, write_json
+from tgalign.files import LOCK, file_at_once, read_versioned, sha256, write_json
 
 # Shape legend: N texts, L layers, D channels, X bytes of a key.
 
 _MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
 """Of the folder's manifest."""
+
+
+def folder_of(root: Path, identity: dict[str, Any]) -> Path:
+    """Where the states with an identity lie in the folder for the states of all models."""
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return root / name
+
+
+@contextmanager
+def turn_to_fill(folder: Path) -> Iterator[None]:
+    """Wait for other runs that fill a store, and keep them from it; all processes call this.
+
+    The main process holds the lock for all, from before any reads the manifest. The lock goes with
+    it, however it ends; the file stays, as others may wait for it.
+
+    Raises:
+        UserError: Nobody can write there.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    fault: str | None = None
+    try:
+        if PartialState().is_main_process:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    logging.getLogger(__name__).warning(
+                        "%s: another run fills this store: waiting for its end", folder
+                    )
+                    lock.acquire()
+            except OSError as refused:
+                fault = f"cannot write to {folder}: {refused}"
+        (fault,) = broadcast_object_list([fault])
+        if fault:
+            raise UserError(fault)
+        yield
+    finally:
+        lock.release()
 
 
 class TextStore:
@@ -43,8 +87,7 @@ class TextStore:
     """
 
     def __init__(self, root: Path, identity: dict[str, Any], *, progress_bar: bool = False) -> None:
-        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = root / name
+        self.folder = folder_of(root, identity)
         self._manifest: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
         self._manifest |= {"identity": identity, "files": {}}
         self._index: dict[bytes, tuple[str, int]] = {}

@@ -2,11 +2,14 @@
 
 import copy
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tgalign.checkpoint import load_llava
 from tgalign.config import LoraConfig, ObjectiveConfig, parse_config
 from tgalign.errors import UserError
 from tgalign.lora import add_adapters
@@ -14,6 +17,32 @@ from tgalign.task import AlignmentTask
 from tgalign.text_cache import TextCache
 from tgalign.text_store import TextStore, weights_sha256
 from tgalign.train import train
+
+OTHER_RUN = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+import tgalign.text_cache
+from tgalign.checkpoint import load_llava, pixel_loader
+from tgalign.config import ObjectiveConfig
+from tgalign.data.collate import Collator
+from tgalign.data.encode import Encoder
+from tgalign.data.records import read_records
+from tgalign.task import AlignmentTask
+torch.set_num_threads(1)
+checkpoint, records, kept, states = map(Path, sys.argv[1:])
+tgalign.text_cache.TEXTS_PER_FILE = 5
+model, processor = load_llava(checkpoint)
+model.model.language_model.requires_grad_(False)
+length = model.config.image_seq_length
+encoder = Encoder(processor.tokenizer, length, max_length=200, retrieved_in_prompt=0.0)
+rows = [encoder.encode(record) for record in read_records(records, records.parent)[0]]
+cache = tgalign.text_cache.TextCache([rows], kept)
+collator = Collator(processor.tokenizer.pad_token_id, pixel_loader(processor))
+cache.fill(AlignmentTask(model, ObjectiveConfig(layers=[1, 3])), collator, batch_size=2)
+save_file({"states": cache([row.caption for row in rows if row.caption is not None])}, states)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +155,38 @@ def test_what_a_killed_run_left_is_used_and_the_rest_computed(filled, texts, tmp
     monkeypatch.setattr(TextStore, "write", write)
     assert torch.equal(filled()(texts), straight)
     assert json.loads(path.read_text())["files"] == files
+
+
+def test_two_runs_at_once_fill_one_store_in_turn(
+    filled, checkpoint, rows, encode, texts, tmp_path, monkeypatch
+):
+    model, _ = load_llava(checkpoint)
+    model.model.language_model.requires_grad_(False)
+    task = AlignmentTask(model, ObjectiveConfig(layers=[1, 3]))
+    places = [checkpoint, rows.path, tmp_path / "kept", tmp_path / "states.safetensors"]
+    write, others = TextStore.write, []
+
+    def write_while_another_comes(self, keys, states_NLD):
+        if not others:
+            command = [sys.executable, "-c", OTHER_RUN, *map(str, places)]
+            others.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+            heard: list[str] = []
+            while not heard or (heard[-1] and "waiting for its end" not in heard[-1]):
+                heard.append(others[0].stderr.readline())
+            assert heard[-1], heard  # else it ended without waiting
+        return write(self, keys, states_NLD)
+
+    monkeypatch.setattr(TextStore, "write", write_while_another_comes)
+    some = [record for record in rows.records if record.caption and record.retrieved]
+    first = filled(some, task)
+    _, said = others[0].communicate(timeout=600)
+    assert others[0].returncode == 0, said
+    assert len(manifests(tmp_path)) == 1
+    monkeypatch.setattr(AlignmentTask, "text_states", no_computing)
+    again = filled(rows.records, task)  # both runs' files are listed, and whole
+    assert torch.equal(again(texts), load_file(places[-1])["states"])
+    mine = [row.caption for row in encode(some)]
+    torch.testing.assert_close(first(mine), again(mine), rtol=1e-5, atol=1e-5)
 
 
 DAMAGE = {
