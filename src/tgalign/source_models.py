@@ -145,8 +145,8 @@ def _call(auto: Any, path: Path, **options: Any) -> Any:
         if "Unrecognized configuration class" in str(fault) and "config" in options:
             kind = options["config"].model_type
             raise UserError(
-                f"{path} holds a {kind!r} model, which {auto.__name__} does not load: were two "
-                "folders swapped?"
+                f"{path} holds a {kind!r} model, which {auto.__name__} does not load: is this the "
+                "folder that was meant?"
             ) from fault
         hint = "; --trust-remote-code runs it" if "trust_remote_code" in str(fault) else ""
         raise UserError(f"{path} cannot be loaded: {fault}{hint}") from fault

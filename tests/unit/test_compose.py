@@ -277,7 +277,7 @@ def test_bad_sources_are_named(llm_path, vision_path, tmp_path):
 
     refused("no language model at /nowhere", llm="/nowhere")
     refused("no vision encoder at /nowhere", vision="/nowhere")
-    refused("were two folders swapped", llm=vision_path)  # no causal language model
+    refused("is this the folder that was meant", llm=vision_path)  # no causal language model
     refused("no image processor beside the model|no square patches", vision=llm_path)
     bare = shutil.copytree(llm_path, tmp_path / "bare")
     for path in bare.glob("tokenizer*"):
@@ -393,6 +393,6 @@ def test_a_composed_model_trains(llm_path, tmp_path, tgalign):
 
 def test_a_vision_encoder_in_the_place_of_the_language_model_is_named_shortly():
     folder = Path(assets.__file__).parent / "assets/clip"
-    with pytest.raises(UserError, match="does not load: were two folders swapped") as caught:
+    with pytest.raises(UserError, match="does not load: is this the folder") as caught:
         load_llm(folder, "auto", trust_remote_code=False)
     assert f"{folder} holds a 'clip' model, which AutoModelForCausalLM" in str(caught.value)
