@@ -18,6 +18,8 @@ from tgalign.baselines.methods import plan
 from tgalign.lab.jailbreaks import ATTACKS
 from tgalign.lab.suite import lab_suite
 from tgalign.report.comparison_report import headline, render
+from tgalign.report.verdict import main_of
+from tgalign.report.wording import label
 
 SETTING = {
     "condition": "guided", "toxic_share": 0.1, "style": "emoji", "scale": 1.0, "smoke": False,
@@ -112,6 +114,13 @@ def test_only_what_nothing_beats_is_on_the_front(comparison):
     worse = {**comparison, "pareto": ["<b>mine"]}
     worse["methods"] = {**comparison["methods"], "x": comparison["methods"]["tga"]}
     assert headline(worse) == "TGA is beaten by x"
+
+
+def test_names_for_readers_hold_for_an_arm_and_a_defence_together():
+    assert label("tga_question+safety_prompt") == "TGA at the question + safety prompt"
+    assert main_of({"ce": 0, "tga": 0, "tga_question": 0, "vlguard": 0}) == "tga_question"
+    assert main_of({"ce": 0, "tga": 0, "vlguard": 0}) == "tga"
+    assert main_of({"ce": 0, "vlguard": 0}) == "vlguard"
 
 
 def test_methods_are_tested_against_ce_on_the_same_items(comparison):
