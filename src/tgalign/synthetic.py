@@ -110,7 +110,10 @@ class Corpus:
                 "synthetic pictures need records with an image and a caption: there is none"
             )
         texts = read_texts(config.texts)
-        name, question = config.texts.name, usual_question(records)
+        name = config.texts.name
+        question = usual_question(
+            it.messages[0][1] for it in records if it.image is not None and it.caption is not None
+        )
         made = [
             Record(number, Path(f"{name}:{number}"), text, None, (("user", question),))
             for number, text in enumerate(texts, start=1)

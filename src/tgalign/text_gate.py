@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def verdicts_of(
         raise UserError("text_gate asks about captions of pictures, and no row has both")
     captions = [caption for _, caption, _ in asked] + corpus
     questions = [question for _, _, question in asked]
-    questions += [usual_question(records)] * len(corpus)
+    questions += [usual_question(questions)] * len(corpus)
     places = [f"{files[0]}:{row}" for row, _, _ in asked]
     places += [f"{files[1]}:{number}" for number in range(1, len(corpus) + 1)]
     share = list(zip(captions, questions, places, strict=True))
@@ -169,10 +169,9 @@ def _go_on(
     return said, None
 
 
-def usual_question(records: Sequence[Record]) -> str:
-    """The first question that most pictures with a caption have; there is one at least."""
-    asked = (it.messages[0][1] for it in records if it.image is not None and it.caption is not None)
-    return Counter(asked).most_common(1)[0][0]
+def usual_question(questions: Iterable[str]) -> str:
+    """The question that a text of a corpus is asked by: the most common of at least one."""
+    return Counter(questions).most_common(1)[0][0]
 
 
 def gated(

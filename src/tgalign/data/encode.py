@@ -89,6 +89,7 @@ class Encoder:
         self.max_length = max_length
         self.retrieved_in_prompt = retrieved_in_prompt
         self.guide_span = guide_span
+        self._image_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self._template = ChatTemplate(tokenizer)
         self._other = self._template.render(_one_turn("\0"))
 
@@ -164,9 +165,8 @@ class Encoder:
             text = self._template.render(turns, add_generation_prompt=True)
         starts = [start for start, _ in learnt]
         ids, labels = [], []
-        image_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         for token, (start, end) in zip(*self._tokens(text), strict=True):
-            repeats = self.image_seq_length if token == image_id else 1
+            repeats = self.image_seq_length if token == self._image_id else 1
             turn = bisect.bisect_right(starts, start) - 1
             inside = end > start and turn >= 0 and end <= learnt[turn][1]
             ids += [token] * repeats
@@ -185,8 +185,7 @@ class Encoder:
 
     def _question(self, ids: list[int], labels: list[int]) -> tuple[int, int]:
         """What is read after the picture and before the first answer."""
-        image_id: Any = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        start = len(ids) - ids[::-1].index(image_id)
+        start = len(ids) - ids[::-1].index(self._image_id)
         learnt = (at for at, label in enumerate(labels) if label != IGNORE_INDEX)
         return start, next(learnt, len(ids))
 

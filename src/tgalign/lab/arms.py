@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,20 +45,18 @@ _TGA = ObjectiveConfig(
 )
 # In stage 2 the guide fades out, as in the published code.
 _FADING = _TGA.model_copy(update={"schedule": "linear_decay"})
+_OURS = Arm(_TGA, _FADING, text_gate=True, companions=0.1, synthetic=True)
 # A question is the same tokens after a picture and after its caption: state 0 says nothing.
-_QUESTION = _TGA.model_copy(update={"layers": "1-6"})
-_QUESTION_FADING = _FADING.model_copy(update={"layers": "1-6"})
+_AFTER_0 = {"layers": "1-6"}
 ARMS: dict[str, Arm] = {
     "ce": Arm(_CE, _CE),
     "released_nograd": Arm(_RELEASED_NOGRAD, _RELEASED_NOGRAD),
     "paper": Arm(_PAPER, _PAPER),
-    "tga": Arm(_TGA, _FADING, text_gate=True, companions=0.1, synthetic=True),
-    "tga_question": Arm(
-        _QUESTION,
-        _QUESTION_FADING,
-        text_gate=True,
-        companions=0.1,
-        synthetic=True,
+    "tga": _OURS,
+    "tga_question": replace(
+        _OURS,
+        stage1=_TGA.model_copy(update=_AFTER_0),
+        stage2=_FADING.model_copy(update=_AFTER_0),
         guide_span="question",
     ),
     # What of tga does it: without the one, without the other, and without the guide.
