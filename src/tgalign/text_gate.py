@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from tgalign.data.encode import EncodedRecord
 from tgalign.data.records import Record
@@ -27,7 +28,7 @@ from tgalign.errors import UserError
 from tgalign.evaluate.generate import NoAnswerError, Prompt, answer
 from tgalign.evaluate.refusal import judge
 from tgalign.files import INCOMPLETE, digest, read_json, write_json
-from tgalign.text_store import weights_sha256
+from tgalign.text_store import turn_to_fill, weights_sha256
 
 _FILE, _PART = "text_gate.json", "text_gate-{}" + INCOMPLETE
 _AT_ONCE = 4096
@@ -89,6 +90,7 @@ def verdicts_of(
     processor: Any,
     progress_bar: bool,
     files: tuple[str, str] = ("records", "texts"),
+    kept: Path | None = None,
 ) -> Verdicts:
     """Ask the language model about the captions of pictures and the texts of a corpus.
 
@@ -101,6 +103,7 @@ def verdicts_of(
         processor: Its processor.
         progress_bar: Whether to draw one.
         files: What records and corpus are called in messages.
+        kept: Folder where runs that ask the same of the same language model find what it said.
 
     Raises:
         UserError: No record has a picture and a caption, or a question has no answer.
@@ -120,11 +123,7 @@ def verdicts_of(
     places = [f"{files[0]}:{row}" for row, _, _ in asked]
     places += [f"{files[1]}:{number}" for number in range(1, len(corpus) + 1)]
     share = list(zip(captions, questions, places, strict=True))
-    with PartialState().split_between_processes(share) as mine:
-        shares = gather_object([_go_on(out, mine, model, processor, progress_bar)])
-    for fault in (fault for _, fault in shares if fault):
-        raise UserError(fault)  # in every process, as none may wait for one that has ended
-    said = [refused for verdicts, _ in shares for refused in verdicts]
+    said = _said(out, share, model, processor, progress_bar, kept)
     if not any(said):
         logging.getLogger(__name__).warning(
             "text gate: the language model refuses none of %d captions and %d texts, so the gate "
@@ -135,6 +134,45 @@ def verdicts_of(
     rows = [row for (row, _, _), refused in zip(asked, said, strict=False) if refused]
     texts = [number for number, refused in enumerate(said[len(asked) :]) if refused]
     return Verdicts(rows, texts)
+
+
+def _said(
+    out: Path,
+    share: list[tuple[str, str, str]],
+    model: Any,
+    processor: Any,
+    progress_bar: bool,
+    kept: Path | None,
+) -> list[bool]:
+    """What all processes together find, or what another run found and kept."""
+    if kept is None:
+        return _ask(out, share, model, processor, progress_bar)
+    folder = kept / f"text_gate-{_asked(model, share)}"
+    with turn_to_fill(folder):
+        path, first = folder / _FILE, PartialState().is_main_process
+        (said,) = broadcast_object_list([read_json(path) if first and path.is_file() else None])
+        if said is None:
+            said = _ask(out, share, model, processor, progress_bar)
+            if first:
+                write_json(path, said)
+    return list(said)
+
+
+def _ask(
+    out: Path, share: list[tuple[str, str, str]], model: Any, processor: Any, progress_bar: bool
+) -> list[bool]:
+    with PartialState().split_between_processes(share) as mine:
+        shares = gather_object([_go_on(out, mine, model, processor, progress_bar)])
+    for fault in (fault for _, fault in shares if fault):
+        raise UserError(fault)  # in every process, as none may wait for one that has ended
+    return [refused for verdicts, _ in shares for refused in verdicts]
+
+
+def _asked(model: Any, share: list[tuple[str, str, str]]) -> str:
+    """What is asked of which weights, under which rounding."""
+    half = torch.is_autocast_enabled(model.device.type)
+    weights = [weights_sha256(part) for part in (model.model.language_model, model.lm_head)]
+    return digest([model.name_or_path, str(model.dtype), half, weights, share])
 
 
 def _go_on(
@@ -148,8 +186,7 @@ def _go_on(
         The verdicts; and why there are no more, where a question has no answer.
     """
     path = out / _PART.format(PartialState().process_index)
-    weights = [weights_sha256(part) for part in (model.model.language_model, model.lm_head)]
-    asked = digest([model.name_or_path, weights, share])
+    asked = _asked(model, share)
     found = read_json(path) if path.is_file() else {}
     said: list[bool] = found["said"] if found.get("asked") == asked else []
     for start in range(len(said), len(share), _AT_ONCE):

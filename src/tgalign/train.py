@@ -35,7 +35,9 @@ SCHEMA_VERSION = 1
 """Of a run's folder: config.json and the intermediate state beside it."""
 
 
-def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
+def train(
+    config: TrainConfig, *, progress_bar: bool = True, kept_verdicts: Path | None = None
+) -> Path:
     """Train through all stages; a killed run goes on where it was when called again.
 
     Several processes (``torchrun``, ``accelerate launch``) that call it share every step. They need
@@ -45,6 +47,8 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
         config: The run. Its ``out`` receives ``checkpoint/`` (stock LLaVA) and, per stage,
             ``metrics.jsonl``.
         progress_bar: Whether to draw one per stage.
+        kept_verdicts: Folder where runs find what the text gate of another one found; None: that of
+            ``cache_text``, if it is one.
 
     Returns:
         The folder of the trained checkpoint.
@@ -55,10 +59,12 @@ def train(config: TrainConfig, *, progress_bar: bool = True) -> Path:
     """
     processes = connect(config)
     with sole_writer_of_all(config.out, processes):
-        return _train_all(config, processes, progress_bar)
+        return _train_all(config, processes, progress_bar, kept_verdicts or _text_folder(config))
 
 
-def _train_all(config: TrainConfig, processes: PartialState, progress_bar: bool) -> Path:
+def _train_all(
+    config: TrainConfig, processes: PartialState, progress_bar: bool, kept_verdicts: Path | None
+) -> Path:
     """The same for a run that has ``out`` for itself."""
     checkpoint = config.out / "checkpoint"
     _claim(config)
@@ -67,7 +73,7 @@ def _train_all(config: TrainConfig, processes: PartialState, progress_bar: bool)
         logging.getLogger(__name__).warning("%s: finished already", config.out)
     processes.wait_for_everyone()  # all have looked before any writes
     while not trained:
-        trained = _train_stages(config, checkpoint, processes, progress_bar)
+        trained = _train_stages(config, checkpoint, processes, progress_bar, kept_verdicts)
         if not trained:
             gc.collect()  # the sharded model, which refers to itself
     if processes.is_main_process:
@@ -82,7 +88,11 @@ def _train_all(config: TrainConfig, processes: PartialState, progress_bar: bool)
 
 
 def _train_stages(
-    config: TrainConfig, checkpoint: Path, processes: PartialState, progress_bar: bool
+    config: TrainConfig,
+    checkpoint: Path,
+    processes: PartialState,
+    progress_bar: bool,
+    kept_verdicts: Path | None,
 ) -> bool:
     """Train from where the run is.
 
@@ -118,7 +128,9 @@ def _train_stages(
         texts = corpus.texts if corpus else []
         with half_products(config):
             names = config.records.name, config.synthetic.texts.name if config.synthetic else ""
-            verdicts = verdicts_of(config.out, records, texts, model, processor, show, names)
+            verdicts = verdicts_of(
+                config.out, records, texts, model, processor, show, names, kept_verdicts
+            )
         records, refused = gated(records, verdicts)
     rows = [_stage_rows(model, processor, config, stage, records, data) for stage in config.stages]
     processes.wait_for_everyone()  # all have read the verdicts that were there
@@ -146,7 +158,7 @@ def _train_stages(
         collator = Collator(processor.tokenizer.pad_token_id, load, pack=pack)
         states = TextCache(
             rows,
-            config.cache_text if isinstance(config.cache_text, Path) else None,
+            _text_folder(config),
             bf16=config.precision == "bf16",
             progress_bar=progress_bar,
         )
@@ -166,6 +178,10 @@ def _train_stages(
         save_checkpoint(model, processor, checkpoint)
     processes.wait_for_everyone()
     return True
+
+
+def _text_folder(config: TrainConfig) -> Path | None:
+    return config.cache_text if isinstance(config.cache_text, Path) else None
 
 
 def _warn_of_gaps(config: TrainConfig, data: TrainingData) -> None:

@@ -281,3 +281,21 @@ def test_what_the_data_as_a_whole_lacks_is_said_once(data, config, rows, caplog)
     caplog.clear()
     train(config(data(), "whole", stages=STAGES[1:]), progress_bar=False)
     assert not caplog.records
+
+
+def test_runs_with_one_folder_for_texts_ask_the_gate_once(config, rows, monkeypatch, tmp_path):
+    asked = []
+
+    def refuse(model, processor, captions, questions, *, title):
+        asked.append(len(captions))
+        return [True] * len(captions)
+
+    monkeypatch.setattr("tgalign.text_gate.refuses", refuse)
+    changes = {"text_gate": True, "stages": STAGES[:1], "cache_text": str(tmp_path / "kept")}
+    verdicts = []
+    for name in ("one", "two"):
+        out = train(config(rows.path, name, **changes), progress_bar=False).parent
+        verdicts.append(json.loads((out / "text_gate.json").read_text()))
+    assert len(asked) == 1
+    assert verdicts[0] == verdicts[1]
+    assert verdicts[0]["rows"] == [it.row for it in rows.records if it.image and it.caption]

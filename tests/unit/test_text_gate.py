@@ -5,6 +5,7 @@ The LLM is the lab's shipped one, which refuses for real.
 
 import copy
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -115,6 +116,24 @@ def test_a_gate_that_was_cut_off_goes_on(record, lab, tmp_path, monkeypatch):
     assert asked == [BENIGN, *corpus[:3]]  # other questions: from the beginning
     verdicts.write(tmp_path)
     assert [it.name for it in tmp_path.iterdir() if it.is_file()] == ["text_gate.json"]
+
+
+def test_runs_that_ask_the_same_take_what_the_first_was_told(record, lab, tmp_path, monkeypatch):
+    rows = [dataclasses.replace(record, caption=TOXIC)]
+    ask = partial(verdicts_of, model=lab[0], processor=lab[1], progress_bar=False)
+    first = ask(tmp_path / "one", rows, [BENIGN], kept=tmp_path / "kept")
+    assert first == Verdicts([1], [])
+
+    def never(*_, **__):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(text_gate, "refuses", never)
+    assert ask(tmp_path / "two", rows, [BENIGN], kept=tmp_path / "kept") == first
+    for other in ({"records": rows, "corpus": [TOXIC]}, {"records": rows * 2, "corpus": [BENIGN]}):
+        with pytest.raises(AssertionError, match="asked again"):
+            ask(tmp_path / "three", **other, kept=tmp_path / "kept")
+    with pytest.raises(AssertionError, match="asked again"):
+        ask(tmp_path / "four", rows, [BENIGN])
 
 
 @pytest.mark.parametrize("part", ["language_model", "lm_head"])

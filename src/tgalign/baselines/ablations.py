@@ -89,6 +89,7 @@ ABLATIONS: dict[str, Ablation] = {
         "Whose states are guided: the picture's, or those of the question read after it?",
         (
             Variant("picture"),
+            Variant("picture, 1-6", _both("layers=1-6")),
             Variant("question", arm="tga_question"),
             Variant("question, 1-3", _both("layers=1-3"), arm="tga_question"),
             Variant(

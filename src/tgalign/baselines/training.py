@@ -140,7 +140,8 @@ def train_method(out: Path, seed: int, setting: Setting, name: str) -> Path:
     from tgalign.train import train
 
     write_records(out, seed, setting, name)
-    return train(training_config(out, seed, setting, name), progress_bar=False)
+    config = training_config(out, seed, setting, name)
+    return train(config, progress_bar=False, kept_verdicts=out / f"seed{seed}")
 
 
 def write_records(out: Path, seed: int, setting: Setting, name: str) -> None:
