@@ -1,7 +1,8 @@
 """The ablations of TGA: each a question and the settings that answer it, as data.
 
 A change is written as `tgalign lab experiment --set` takes it, from the arm ``tga`` and the
-condition ``guided`` unless the variant says otherwise.
+condition ``guided`` unless the variant says otherwise. What ``tga`` has already is not written as a
+change, so that all ablations of a folder share its runs.
 """
 
 from __future__ import annotations
@@ -120,9 +121,12 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "weight": Ablation(
         "How strong a guide?",
-        tuple(
-            Variant(f"weight {weight}", _both(f"weight={weight}"))
-            for weight in (0.1, 0.2, 0.4, 0.8, 1.6)
+        (
+            Variant("weight 0.8"),
+            *(
+                Variant(f"weight {weight}", _both(f"weight={weight}"))
+                for weight in (0.1, 0.2, 0.4, 1.6)
+            ),
         ),
     ),
     "schedule": Ablation(
@@ -135,9 +139,12 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "prompt": Ablation(
         "How often does R stand in the prompt, when nothing is retrieved at inference?",
-        tuple(
-            Variant(f"{share:.0%} of the rows", (f"stage2.retrieved_in_prompt={share}",))
-            for share in (0.0, 0.25, 1.0)
+        (
+            Variant("25% of the rows"),
+            *(
+                Variant(f"{share:.0%} of the rows", (f"stage2.retrieved_in_prompt={share}",))
+                for share in (0.0, 1.0)
+            ),
         ),
     ),
     "stages": Ablation(
