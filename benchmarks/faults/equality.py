@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from tgalign.files import LOCK
+from tgalign.locks import LOCK
 
 TIMES = {"seconds", "step_seconds", "training_seconds", "added_latency"}
 """What a clock measured, by its name in a result: left out of the comparison."""

@@ -19,7 +19,8 @@ from tgalign.data.records import Problem, read
 from tgalign.data.shapes import as_ours
 from tgalign.data.sources import Raw, Source, image_root_of, open_source, with_bar
 from tgalign.errors import UserError
-from tgalign.files import named, sole_writer, write_text
+from tgalign.files import named, write_text
+from tgalign.locks import sole_writer
 
 PROGRESS = ".progress"
 """Suffix of the file that keeps what is done."""

@@ -15,6 +15,7 @@ from tgalign.commands import caption, check, compare, compose, evaluate, retriev
 from tgalign.commands import diagnose as diagnose_command
 from tgalign.commands.lab import lab
 from tgalign.errors import UserError, disk_refusal, printable
+from tgalign.terminal import quiet_libraries
 from tgalign.termination import STATUS, exit_on_sigterm
 
 app = typer.Typer(
@@ -33,14 +34,6 @@ compare.register(app)
 compose.register(app)
 caption.register(app)
 retrieve.register(app)
-
-
-def _quiet() -> None:
-    """Hide transformers' advice and weight-loading bars; ours tell what is going on."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _show_version(wanted: bool) -> None:
@@ -84,7 +77,8 @@ def demo(
     arms: Annotated[
         str | None,
         typer.Option(
-            help="Arms, comma-separated (see lab/arms.py); by default ce,released_nograd,tga,tga_question."
+            help="Arms, comma-separated (see lab/arms.py); by default "
+            "ce,released_nograd,tga,tga_question."
         ),
     ] = None,
     jobs: Annotated[
@@ -105,7 +99,7 @@ def demo(
     """
     from tgalign.demo import run_demo
 
-    _quiet()
+    quiet_libraries()
     run_demo(
         out or Path("demo-smoke" if smoke else "demo"),
         num_seeds=seeds,
@@ -149,12 +143,12 @@ def train(
     if dry_run:
         from tgalign.dry_run import print_plan
 
-        _quiet()
+        quiet_libraries()
         print_plan(load_recipe(config), processes)
         return
     from tgalign.train import train as run
 
-    _quiet()
+    quiet_libraries()
     path = run(load_recipe(config), progress_bar=progress)
     if PartialState().is_main_process:
         typer.echo(path)

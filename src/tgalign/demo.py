@@ -19,16 +19,10 @@ from tgalign.demo_results import (
     versions,
 )
 from tgalign.errors import UserError
-from tgalign.files import (
-    claim,
-    listed_differences,
-    read_json,
-    sha256,
-    sole_writer,
-    write_json,
-    write_text,
-)
+from tgalign.files import claim, listed_differences, read_json, sha256, write_json, write_text
+from tgalign.locks import sole_writer
 from tgalign.metrics import read_metrics, stage_seconds
+from tgalign.terminal import wide_console
 from tgalign.workers import Job, available_cores, workers
 
 if TYPE_CHECKING:
@@ -94,8 +88,7 @@ def run_demo(
         claim(out, "demo.json", {"schema_version": SCHEMA_VERSION, **settings}, "demo")
         from tgalign.report.demo_report import write_demo_report
 
-        terminal = Console()
-        console = terminal if terminal.is_terminal else Console(width=140)
+        console = wide_console()
         jobs = min(jobs or available_cores(), len(arms) + 1)
         measured: dict[int, dict[str, dict[str, Any]]] = {}
         with workers(jobs, console, progress_bar=progress_bar) as crew:

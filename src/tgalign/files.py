@@ -8,7 +8,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,6 @@ from tgalign.errors import UserError
 
 INCOMPLETE = ".incomplete"
 """Suffix of what is being written; whatever bears it can be removed."""
-LOCK = "lock" + INCOMPLETE
-"""Name of the file that a run holds locked while it writes."""
-PATIENCE = 10.0
-"""Seconds that a run waits for the workers of one that was killed."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -203,42 +199,6 @@ def folder_at_once(folder: Path) -> Iterator[Path]:
         beside.replace(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextmanager
-def sole_writer(out: Path, *, beside: bool = False) -> Iterator[None]:
-    """Keep a second run from writing where this one does.
-
-    The lock goes with the process that holds it, however that ends. Workers of one that was killed
-    may outlive it by seconds, for which a new run waits.
-
-    Args:
-        out: What is written.
-        beside: It is a file, or a folder that appears when it is complete, so the lock lies beside
-            it (``named``); else it lies in the folder, which is made.
-
-    Raises:
-        UserError: Another run writes there, or nobody can.
-    """
-    from filelock import FileLock, Timeout
-
-    path = out.with_name(f"{out.name}.{LOCK}") if beside else out / LOCK
-    lock = FileLock(path, timeout=PATIENCE)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"another run is writing to {out}: wait for its end, or give another --out"
-        ) from None
-    except OSError as fault:
-        raise UserError(f"cannot write to {out}: {fault}") from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()
-        lock.release()
 
 
 def digest(content: Any) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tgalign.errors import UserError
 from tgalign.execution import layer_classes
-from tgalign.files import sole_writer
+from tgalign.locks import sole_writer
 
 if TYPE_CHECKING:
     from tgalign.config import TrainConfig

@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tgalign.errors import UserError
-from tgalign.files import LOCK, file_at_once, read_versioned, sha256, write_json
+from tgalign.files import file_at_once, read_versioned, sha256, write_json
+from tgalign.locks import LOCK
 
 # Shape legend: N texts, L layers, D channels, X bytes of a key.
 

@@ -23,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from tgalign.terminal import quiet_libraries
 from tgalign.termination import STATUS
 
 Job = tuple[str, Callable[..., Any], tuple[Any, ...]]
@@ -101,7 +102,7 @@ def workers(number: int, console: Console, *, progress_bar: bool = True) -> Iter
         console: Where the bar is drawn, and a line for every finished job.
         progress_bar: Whether to draw it.
     """
-    _quiet()
+    quiet_libraries()
     if number == 1:
         yield Workers(None, console, progress_bar)
         return
@@ -125,7 +126,7 @@ def _start(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    _quiet()
+    quiet_libraries()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(STATUS))  # not on to the job that is next
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -136,10 +137,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
-
-
-def _quiet() -> None:
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tgalign.checkpoint import load_llava
-from tgalign.files import sole_writer
+from tgalign.locks import sole_writer
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 
 from tgalign import files
 from tgalign.errors import UserError, disk_refusal
-from tgalign.files import LOCK, sole_writer
+from tgalign.locks import LOCK, sole_writer
 from tgalign.termination import STATUS, exit_on_sigterm, postponed
 
 HOLDER = """
 import sys
 from pathlib import Path
-from tgalign.files import sole_writer
+from tgalign.locks import sole_writer
 with sole_writer(Path(sys.argv[1]), beside=sys.argv[2] == "beside"):
     print("held", flush=True)
     sys.stdin.read()

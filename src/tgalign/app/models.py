@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tgalign.errors import UserError
+from tgalign.terminal import quiet_libraries
 
 if TYPE_CHECKING:
     from tgalign.diagnose.anatomy import Anatomy
@@ -67,13 +68,10 @@ def load_models(paths: Sequence[Path]) -> list[Loaded]:
     Raises:
         UserError: One is missing, damaged, or of a kind whose layers cannot be read.
     """
-    import transformers
-
     from tgalign.checkpoint import load_lvlm
     from tgalign.diagnose.anatomy import anatomy
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_libraries()
     found = []
     for name, path in zip(short_names(paths), paths, strict=True):
         model, processor = load_lvlm(path)

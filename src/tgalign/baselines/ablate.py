@@ -6,15 +6,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from tgalign.baselines.ablations import ABLATIONS, SIMILARITY, Ablation, Variant
 from tgalign.demo_results import show_rate
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
-from tgalign.files import sole_writer, write_json, write_text
+from tgalign.files import write_json, write_text
+from tgalign.locks import sole_writer
 from tgalign.report.tables import markdown_table
 from tgalign.report.wording import points
+from tgalign.terminal import wide_console
 from tgalign.workers import Job, available_cores, workers
 
 COLUMNS = {
@@ -64,7 +64,7 @@ def run_ablation(
     if not 0 < scale <= 100:
         raise UserError(f"scale {scale}: expected a factor above 0, such as 0.25")
     ablation, out = ABLATIONS[name], out.resolve()
-    console = Console() if Console().is_terminal else Console(width=140)
+    console = wide_console()
     # Seeds turn by turn, so that the jobs side by side are of different seeds.
     todo: list[Job] = [
         (f"{variant.label}, seed {seed}", run_variant, (out, seed, variant, scale, smoke))

@@ -9,14 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from rich.console import Console
-
 from tgalign.baselines.comparison import SCHEMA_VERSION, assemble, write_comparison
 from tgalign.baselines.methods import DEFAULT_METHODS, TRAININGS, Plan, plan
 from tgalign.baselines.training import Setting, prepare, train_method, training_config
 from tgalign.demo_results import versions
 from tgalign.errors import UserError
-from tgalign.files import claim, digest, read_json, sole_writer, write_json
+from tgalign.files import claim, digest, read_json, write_json
+from tgalign.locks import sole_writer
+from tgalign.terminal import wide_console
 from tgalign.workers import Job, Workers, available_cores, workers
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def run_compare(
     settings = {"schema_version": SCHEMA_VERSION, **asdict(setting)}
     with sole_writer(out):
         claim(out, "compare.json", settings, "comparison")
-        console = Console() if Console().is_terminal else Console(width=140)
+        console = wide_console()
         number = min(jobs or available_cores(), num_seeds * len(plans))
         with workers(number, console, progress_bar=progress_bar) as crew:
             todo = _unmeasured(out, num_seeds, setting, plans, given)

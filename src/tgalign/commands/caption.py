@@ -62,9 +62,9 @@ def register(app: typer.Typer) -> None:
         """
         from tgalign.caption import PROBLEMS
         from tgalign.caption import caption as run
-        from tgalign.cli import _quiet
+        from tgalign.terminal import quiet_libraries
 
-        _quiet()
+        quiet_libraries()
         done = run(
             source,
             model,

@@ -67,14 +67,14 @@ def register(app: typer.Typer) -> None:
         Exit status: 0 if all rows are good, 1 if some are bad, 2 on misuse. `train` skips the same
         rows, or refuses the data if they are more than its `max_bad_share`.
         """
-        from tgalign.cli import _quiet
         from tgalign.data.check_command import run_check
         from tgalign.errors import UserError
+        from tgalign.terminal import quiet_libraries
 
         if model is not None and tokenizer is not None:
             raise UserError("give one of --model and --tokenizer")
         if model is not None or tokenizer is not None:
-            _quiet()
+            quiet_libraries()
         sys.exit(
             run_check(
                 data,

@@ -51,12 +51,13 @@ def register(app: typer.Typer) -> None:
         On text the new model gives the language model's logits, which is checked on the saved
         checkpoint; what stock LLaVA cannot carry is refused. The projector is random: train it.
         """
-        from tgalign.cli import _quiet
         from tgalign.compose import REPORT
         from tgalign.compose import compose as run
-        from tgalign.files import named, read_json, sole_writer
+        from tgalign.files import named, read_json
+        from tgalign.locks import sole_writer
+        from tgalign.terminal import quiet_libraries
 
-        _quiet()
+        quiet_libraries()
         out = named(out)
         with sole_writer(out, beside=True):
             run(

@@ -52,10 +52,10 @@ def register(app: typer.Typer, lab: typer.Typer) -> None:
         what the answer attends to; then puts the captions' states in the pictures' place, layer by
         layer, and counts refusals. Interrupt it at will: the same command goes on where it was.
         """
-        from tgalign.cli import _quiet
         from tgalign.diagnose.command import run_diagnosis
+        from tgalign.terminal import quiet_libraries
 
-        _quiet()
+        quiet_libraries()
         typer.echo(
             run_diagnosis(
                 model,

@@ -223,19 +223,18 @@ def _evaluate(
     model: str, out: Path, settings: Settings, fail_under: str | None, junit: Path | None, *,
     audit: bool,
 ) -> None:  # fmt: skip
-    from rich.console import Console
 
-    from tgalign.cli import _quiet
     from tgalign.evaluate.command import print_evaluation, run_audit, run_evaluation
     from tgalign.evaluate.thresholds import check, parse_thresholds, write_junit
+    from tgalign.terminal import quiet_libraries, wide_console
 
-    _quiet()
+    quiet_libraries()
     thresholds = parse_thresholds(fail_under) if fail_under else []  # before the long work
     if audit:
         results = run_audit(Path(model), out, settings)
     else:
         results = run_evaluation(model, out, settings)
-    console = Console() if sys.stdout.isatty() else Console(width=130)  # a log has no width
+    console = wide_console()
     print_evaluation(results, console)
     console.print(f"{out / 'report.html'}")
     outcomes = check(thresholds, results)

@@ -37,12 +37,12 @@ def lab_build(
 
     Give one of --out, --check and --gates.
     """
-    from tgalign.cli import _quiet
     from tgalign.lab.build_command import run_build
+    from tgalign.terminal import quiet_libraries
 
     if out is None and check != gates:
         refuse_others(context, "--check" if check else "--gates", ("check", "gates", "progress"))
-    _quiet()
+    quiet_libraries()
     sys.exit(run_build(out, seed, check=check, gates_only=gates, progress_bar=progress))
 
 
@@ -80,10 +80,10 @@ def lab_experiment(
     """
     import json
 
-    from tgalign.cli import _quiet
     from tgalign.lab.experiment import run_experiment
+    from tgalign.terminal import quiet_libraries
 
-    _quiet()
+    quiet_libraries()
     found = run_experiment(
         out.resolve(),
         arm,

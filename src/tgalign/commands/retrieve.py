@@ -71,10 +71,10 @@ def build(
     Interrupt it at will: the same command goes on where it was. With --backend faiss a finished
     index gets an approximate one beside its vectors.
     """
-    from tgalign.cli import _quiet
     from tgalign.retrieval.build import build_index
+    from tgalign.terminal import quiet_libraries
 
-    _quiet()
+    quiet_libraries()
     index = build_index(
         corpus,
         out,
@@ -122,10 +122,10 @@ def query(
     import json
     from dataclasses import asdict
 
-    from tgalign.cli import _quiet
     from tgalign.retrieval.query import query as run
+    from tgalign.terminal import quiet_libraries
 
-    _quiet()
+    quiet_libraries()
     for image, texts in zip(images, run(index, images, k=k, encoder=encoder), strict=True):
         if json_lines:
             row = {"image": str(image), "retrieved": [asdict(text) for text in texts]}
@@ -176,12 +176,12 @@ def attach(
     The record's own caption and its near-duplicates are never R. Faulty rows are left out, counted
     and named. Interrupt it at will: the same command goes on where it was.
     """
-    from tgalign.cli import _quiet
     from tgalign.retrieval.attach import attach as run
     from tgalign.retrieval.nearest import Rules
     from tgalign.retrieval.tally import summary
+    from tgalign.terminal import quiet_libraries
 
-    _quiet()
+    quiet_libraries()
     said = run(
         records,
         out,

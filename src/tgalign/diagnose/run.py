@@ -19,7 +19,8 @@ from tgalign.diagnose.probes import MIN_PAIRS, Probe, ProbeSet
 from tgalign.diagnose.reading import Reading, Subject, read
 from tgalign.diagnose.separability import separability
 from tgalign.errors import UserError
-from tgalign.files import claim, read_json, sole_writer, write_json
+from tgalign.files import claim, read_json, write_json
+from tgalign.locks import sole_writer
 from tgalign.pooling import parse_layers
 
 FILE = "diagnosis.json"

@@ -20,7 +20,8 @@ from tgalign.evaluate.results import RESULTS, assemble
 from tgalign.evaluate.run import CHUNK, ITEMS, run_requests, write_items
 from tgalign.evaluate.settings import Settings
 from tgalign.evaluate.statistics import Difference
-from tgalign.files import sole_writer, write_json
+from tgalign.files import write_json
+from tgalign.locks import sole_writer
 
 KEY = "TGALIGN_API_KEY"
 """Environment variable whose value is sent to a server as a bearer token."""

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tgalign.errors import UserError
-from tgalign.files import sole_writer
 from tgalign.lab.assets import check_assets
 from tgalign.lab.build import build_lab, check_shipped, differences
 from tgalign.lab.gates import GATES, GateReport
+from tgalign.locks import sole_writer
 
 
 def run_build(

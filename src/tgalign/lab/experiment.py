@@ -20,10 +20,11 @@ from tgalign.config import TrainConfig, parse_config
 from tgalign.demo_results import versions
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
-from tgalign.files import digest, read_json, sha256, sole_writer, write_json, write_text
+from tgalign.files import digest, read_json, sha256, write_json, write_text
 from tgalign.lab.alignment_data import DataSize, build_alignment_data, toxic_share_of
 from tgalign.lab.arms import ARMS, arm_config
 from tgalign.lab.assets import ASSETS, LLM, check_assets
+from tgalign.locks import sole_writer
 
 if TYPE_CHECKING:
     from tgalign.retrieval.quality import Quality

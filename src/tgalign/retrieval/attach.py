@@ -21,16 +21,8 @@ from torch import Tensor
 from tgalign.data.pictures import read_picture
 from tgalign.data.records import Record, parse_record
 from tgalign.errors import UserError
-from tgalign.files import (
-    INCOMPLETE,
-    file_at_once,
-    named,
-    read_json,
-    sha256,
-    sole_writer,
-    write_json,
-    write_text,
-)
+from tgalign.files import INCOMPLETE, file_at_once, named, read_json, sha256, write_json, write_text
+from tgalign.locks import sole_writer
 from tgalign.retrieval.approximate import recall_at
 from tgalign.retrieval.embed import Embedder
 from tgalign.retrieval.index import Index

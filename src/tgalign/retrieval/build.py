@@ -11,15 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from tgalign.errors import UserError
-from tgalign.files import (
-    INCOMPLETE,
-    file_at_once,
-    named,
-    read_json,
-    sha256,
-    sole_writer,
-    write_json,
-)
+from tgalign.files import INCOMPLETE, file_at_once, named, read_json, sha256, write_json
+from tgalign.locks import sole_writer
 from tgalign.retrieval import approximate
 from tgalign.retrieval.approximate import Kind
 from tgalign.retrieval.corpus import Source, Text, mix
