@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tgalign import files
+from tgalign import locks
 from tgalign.errors import UserError, disk_refusal
 from tgalign.locks import LOCK, sole_writer
 from tgalign.termination import STATUS, exit_on_sigterm, postponed
@@ -47,7 +47,7 @@ for write in (
 @pytest.fixture
 def hold(monkeypatch):
     """A function that makes another process hold the lock of an output until the test ends."""
-    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
     holders = []
 
     def start(out: Path, how: str) -> None:
