@@ -249,6 +249,16 @@ def test_what_the_data_as_a_whole_lacks_is_said(root, tgalign, checkpoint):
     assert "warning" not in out
 
 
+def test_rows_that_repeat_an_earlier_one_are_counted_and_good(root, tgalign):
+    path = root / "repeated.jsonl"
+    row = {"image": "good.png", "caption": "a cat ."}
+    rows = [row, row, row | {"caption": "a dog ."}, row, row | {"retrieved": "a dog ."}]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    status, out, _ = tgalign("check", path, "--no-progress")
+    assert (status, "warning: 2 rows repeat an earlier one" in out) == (0, True)
+    assert json.loads(tgalign("check", path, "--json", "--no-progress")[1])["repeated"] == 2
+
+
 def llava_turns(question, answer):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 

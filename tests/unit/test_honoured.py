@@ -9,6 +9,8 @@ from tgalign.errors import UserError
 
 LMMS = ["evaluate", "--write-lmms-task", "tasks"]
 JUDGE = ["evaluate", "--judge-report", "labelled.csv"]
+SERVED = ["evaluate", "M", "--out", "out", "--url", "http://127.0.0.1:1"]
+CHECK = ["check", "rows.jsonl"]
 ABLATION = ["compare", "--out", "out", "--ablation", "layers"]
 
 
@@ -22,6 +24,17 @@ ABLATION = ["compare", "--out", "out", "--ablation", "layers"]
         (JUDGE, "--judge-report", ["MODEL"]),
         (JUDGE, "--judge-report", ["--suite", "lab"]),
         (ABLATION, "--ablation", ["--style", "emoji"]),
+        (
+            ["evaluate", "M", "--out", "out", "--url", "http://127.0.0.1:1"],
+            "--url",
+            ["--dtype", "auto"],
+        ),
+        (["check", "rows.jsonl"], "check without --tokenizer", ["--image-tokens", "9"]),
+        (
+            ["check", "rows.jsonl", "--model", "m"],
+            "check without --tokenizer",
+            ["--image-tokens", "9"],
+        ),
         (["lab", "build", "--check"], "--check", ["--seed", "3"]),
         (["lab", "build", "--gates"], "--gates", ["--seed", "0"]),
     ],

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from tgalign.commands.honoured import refuse
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
@@ -20,6 +22,7 @@ def register(app: typer.Typer) -> None:
         "`tgalign check pictures --tokenizer llava-7b --image-tokens 576 --max-length 1200`"
     )
     def check(
+        context: typer.Context,
         data: Annotated[
             Path,
             typer.Argument(
@@ -73,6 +76,8 @@ def register(app: typer.Typer) -> None:
 
         if model is not None and tokenizer is not None:
             raise UserError("give one of --model and --tokenizer")
+        if tokenizer is None:
+            refuse(context, "check without --tokenizer", ("image_tokens",))
         if model is not None or tokenizer is not None:
             quiet_libraries()
         sys.exit(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tgalign.commands.honoured import refuse_others
+from tgalign.commands.honoured import refuse, refuse_others
 from tgalign.errors import UserError
 from tgalign.evaluate.settings import Settings
 
@@ -151,6 +151,8 @@ def evaluate(
     elif model is None or out is None:
         raise UserError("give MODEL and --out, or --judge-report FILE; see tgalign evaluate --help")
     else:
+        if url is not None:
+            refuse(context, "--url", ("device", "dtype"))
         _evaluate(model, out, settings, fail_under, junit, audit=False)
 
 

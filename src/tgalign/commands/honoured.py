@@ -21,10 +21,25 @@ def refuse_others(context: typer.Context, mode: str, honoured: Collection[str]) 
     Raises:
         UserError: Another one was given.
     """
+    names = {it.name or "" for it in context.command.params}
+    refuse(context, mode, names.difference(honoured))
+
+
+def refuse(context: typer.Context, mode: str, refused: Collection[str]) -> None:
+    """Refuse those of some parameters that were given.
+
+    Args:
+        context: Of the command.
+        mode: What has no use for them.
+        refused: Their names.
+
+    Raises:
+        UserError: One was given.
+    """
     given = [
         _form_given(it, context.params.get(it.name or ""))
         for it in context.command.params
-        if it.name not in honoured
+        if it.name in refused
         and (source := context.get_parameter_source(it.name or ""))
         and source.name == "COMMANDLINE"
     ]

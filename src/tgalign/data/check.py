@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ class Report:
         problems: Why the bad ones are bad, each once.
         kinds: Good rows with a picture, with a caption, with a retrieved text R, and without a
             picture.
+        repeated: Good rows that are as an earlier one: picture's path, texts and turns.
         tokens: Of the good rows, all tokens, the longest row's, and those learnt; and the rows in
             which a word learnt or averaged is unknown to the tokenizer. None without one.
         previews: The first good rows, as ``tgalign.data.preview.preview`` gives them.
@@ -38,6 +40,7 @@ class Report:
     kinds: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("picture", "caption", "retrieved", "text_only"), 0)
     )
+    repeated: int = 0
     tokens: dict[str, int] | None = None
     previews: list[dict[str, Any]] = field(default_factory=list)
 
@@ -66,6 +69,7 @@ def check(
     report = Report()
     if encoder is not None:
         report.tokens = {"all": 0, "longest": 0, "learnt": 0, "unknown_rows": 0}
+    seen: set[bytes] = set()
     for it in read(source, image_root):
         report.rows += 1
         if isinstance(it, Problem):
@@ -82,6 +86,9 @@ def check(
         report.kinds["caption"] += it.caption is not None
         report.kinds["retrieved"] += it.retrieved is not None
         report.kinds["text_only"] += it.image is None
+        content = hashlib.sha256(repr(replace(it, row=0)).encode(errors="replace")).digest()[:16]
+        report.repeated += content in seen
+        seen.add(content)
         if encoder is None or row is None:
             continue
         assert report.tokens is not None

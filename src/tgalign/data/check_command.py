@@ -122,6 +122,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "problems": [asdict(problem) for problem in report.problems],
         "not_checked": _unchecked(report),
         "kinds": report.kinds,
+        "repeated": report.repeated,
         "tokens": report.tokens,
         "previews": report.previews,
     }
@@ -143,6 +144,8 @@ def _print(console: Console, report: Report, show_all: bool) -> None:
         f"of the good: {kinds['picture']:,} with a picture, {kinds['caption']:,} with a caption, "
         f"{kinds['retrieved']:,} with R, {kinds['text_only']:,} of text alone"
     )
+    if report.repeated:
+        console.print(f"warning: {report.repeated:,} rows repeat an earlier one, all of it")
     if not kinds["retrieved"]:
         console.print("warning: no row has R, so the guide cannot rank (`tgalign retrieve attach`)")
     if not kinds["text_only"]:
