@@ -28,7 +28,7 @@ check: $(BIN)/.installed-dev   ## ruff and mypy
 	$(BIN)/mypy
 
 test: check                    ## lint, types, tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 format: $(BIN)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -57,7 +57,7 @@ compare: $(BIN)/.installed     ## TGA beside its rivals, in two conditions (a ni
 	$(BIN)/tgalign compare --out runs/compare-captioned --seeds 3 --condition captioned
 
 coverage: $(BIN)/.installed-dev ## lines of tgalign outside app/ that the tests run (docs/testing.md)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=
 	$(BIN)/coverage report
 
 mutation: $(BIN)/.installed-dev ## changes to loss, pooling, judge and statistics that no test notices

@@ -40,6 +40,8 @@ def test_readme_commands_run(tmp_path: Path) -> None:
         arguments = shlex.split(command)[1:]
         if arguments[0] == "demo":
             arguments.append("--smoke")
+            if "--seeds" in arguments:
+                arguments[arguments.index("--seeds") + 1] = "1"
         if arguments[:2] == ["lab", "experiment"]:
             for small in ("stage.steps=2", "data.pictures=80", "data.texts=20", "data.corpus=100"):
                 arguments += ["--set", small]
