@@ -19,7 +19,7 @@ $(BIN)/.installed-dev: $(BIN)/.installed
 	$(BIN)/pip install --quiet -e ".[dev]"
 	touch $@
 
-demo: $(BIN)/.installed        ## train CE-only, released_nograd and TGA in two forms on the lab, measure, write $(OUT)/report.html
+demo: $(BIN)/.installed        ## train CE-only, released_nograd and TGA on the lab, measure, write $(OUT)/report.html
 	$(BIN)/tgalign demo --out $(OUT) --seeds $(SEEDS)
 
 check: $(BIN)/.installed-dev   ## ruff and mypy

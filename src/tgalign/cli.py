@@ -77,8 +77,7 @@ def demo(
     arms: Annotated[
         str | None,
         typer.Option(
-            help="Arms, comma-separated (see lab/arms.py); by default "
-            "ce,released_nograd,tga,tga_question."
+            help="Arms, comma-separated (see lab/arms.py); by default ce,released_nograd,tga."
         ),
     ] = None,
     jobs: Annotated[

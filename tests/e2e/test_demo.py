@@ -15,7 +15,7 @@ import pytest
 TGALIGN = [sys.executable, "-m", "tgalign"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 CLOCK = r"\d:\d\d:\d\d"  # of a progress bar
-ARMS = ["ce", "released_nograd", "tga", "tga_question"]
+ARMS = ["ce", "released_nograd", "tga"]
 SCENES = ["alcohol", "bloody", "cigarette", "gun", "insulting_gesture", "knife", "porn"]
 
 pytestmark = pytest.mark.slow

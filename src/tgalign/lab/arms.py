@@ -65,7 +65,7 @@ ARMS: dict[str, Arm] = {
     "tga_companions": Arm(_TGA, _FADING, text_gate=True, companions=0.1),
     "ce_gate": Arm(_CE, _CE, text_gate=True),
 }
-DEFAULT_ARMS = ("ce", "released_nograd", "tga", "tga_question")
+DEFAULT_ARMS = ("ce", "released_nograd", "tga")
 
 _STAGE_1 = StageConfig(
     name="stage1",
