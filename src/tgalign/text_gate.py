@@ -13,6 +13,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,12 +151,24 @@ def _said(
     folder = kept / f"text_gate-{_asked(model, share)}"
     with turn_to_fill(folder):
         path, first = folder / _FILE, PartialState().is_main_process
-        (said,) = broadcast_object_list([read_json(path) if first and path.is_file() else None])
+        (said,) = broadcast_object_list([_kept(path, len(share)) if first else None])
         if said is None:
             said = _ask(out, share, model, processor, progress_bar)
             if first:
                 write_json(path, said)
     return list(said)
+
+
+def _kept(path: Path, number: int) -> list[bool] | None:
+    """The verdicts that another run kept; None: there are none, or not so many."""
+    if not path.is_file():
+        return None
+    with suppress(UserError):
+        said = read_json(path)
+        if isinstance(said, list) and len(said) == number and set(map(type, said)) <= {bool}:
+            return said
+    logging.getLogger(__name__).warning("%s is damaged: the text gate asks again", path)
+    return None
 
 
 def _ask(

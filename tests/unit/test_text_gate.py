@@ -5,6 +5,7 @@ The LLM is the lab's shipped one, which refuses for real.
 
 import copy
 import dataclasses
+import json
 from functools import partial
 
 import pytest
@@ -116,6 +117,18 @@ def test_a_gate_that_was_cut_off_goes_on(record, lab, tmp_path, monkeypatch):
     assert asked == [BENIGN, *corpus[:3]]  # other questions: from the beginning
     verdicts.write(tmp_path)
     assert [it.name for it in tmp_path.iterdir() if it.is_file()] == ["text_gate.json"]
+
+
+@pytest.mark.parametrize("content", ["[tru", "[]", "[1, 0]", "{}"])
+def test_kept_verdicts_that_are_damaged_are_asked_for_again(content, record, lab, tmp_path, caplog):
+    rows = [dataclasses.replace(record, caption=TOXIC)]
+    verdicts_of(tmp_path / "one", rows, [BENIGN], *lab, False, kept=tmp_path / "kept")
+    (path,) = (tmp_path / "kept").rglob("text_gate.json")
+    path.write_text(content)
+    again = verdicts_of(tmp_path / "two", rows, [BENIGN], *lab, False, kept=tmp_path / "kept")
+    assert again == Verdicts([1], [])
+    assert f"{path} is damaged: the text gate asks again" in caplog.text
+    assert json.loads(path.read_text()) == [True, False]
 
 
 def test_runs_that_ask_the_same_take_what_the_first_was_told(record, lab, tmp_path, monkeypatch):
