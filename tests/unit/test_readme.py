@@ -37,7 +37,10 @@ def ablation_results() -> str:
 
 
 def comparisons() -> str:
-    found = [json.loads(path.read_text()) for path in sorted(DOCS.glob("comparison*.json"))]
+    found = [
+        json.loads(path.read_text())
+        for path in sorted(DOCS.glob("comparison*.json"), key=lambda it: it.stem)
+    ]
     return "\n".join(comparison.markdown(it) for it in found) or "None yet.\n"
 
 
