@@ -40,7 +40,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that two processes end together."""
+    """Files of long tests first, so that two processes end together."""
     items.sort(key=lambda item: "unit" in item.path.parts)
 
 

@@ -40,8 +40,9 @@ def half_written(place: Path) -> list[str]:
 
 
 def left_over(place: Path) -> list[str]:
-    """What a finished run should have cleaned away."""
-    return sorted(str(path) for path in place.rglob("*") if "incomplete" in path.name)
+    """What a finished run should have cleaned away, but for locks that others may wait for."""
+    found = (path for path in place.rglob("*") if "incomplete" in path.name)
+    return sorted(str(path) for path in found if path.name != LOCK)
 
 
 def _files(tree: Path) -> dict[str, Path]:

@@ -206,9 +206,18 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def is_free(folder: Path) -> bool:
-    """Whether a folder is missing, or holds nothing but what a killed write left."""
-    return not folder.is_dir() or all(p.name.endswith(INCOMPLETE) for p in folder.iterdir())
+def is_free(folder: Path, *, but: Path | None = None) -> bool:
+    """Whether a folder is missing, or holds nothing but what a killed write left.
+
+    Args:
+        folder: The folder.
+        but: What it may hold all the same, or a folder of it may.
+    """
+    return not folder.is_dir() or all(
+        path.name.endswith(INCOMPLETE)
+        or (but is not None and but.resolve().is_relative_to(path.resolve()))
+        for path in folder.iterdir()
+    )
 
 
 def differences(there: Any, here: Any, at: str = "") -> list[str]:

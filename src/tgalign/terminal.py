@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,8 +16,7 @@ def wide_console() -> Console:
     """A console as wide as the terminal, or as a table needs where there is none."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=LOG_WIDTH)
+    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
 
 
 def quiet_libraries() -> None:

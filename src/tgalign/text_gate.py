@@ -10,6 +10,7 @@ more often (``companions``). Nobody labels a picture, and no refusal text is tra
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -35,16 +35,19 @@ _FILE, _PART = "text_gate.json", "text_gate-{}" + INCOMPLETE
 _AT_ONCE = 4096
 """Questions after which what is known is kept."""
 
+_Asked = tuple[str, str, str]
+"""A caption, the question about it, and the place of the row in its file."""
 
-def refuses(
+
+def answers(
     model: Any,
     processor: Any,
     captions: Sequence[str],
     questions: Sequence[str],
     *,
     title: str | None = None,
-) -> list[bool]:
-    """Whether the language model refuses each question, told a caption in the picture's place.
+) -> list[str]:
+    """What the language model answers to each question, told a caption in the picture's place.
 
     Args:
         model: A LLaVA whose language model is not trained yet.
@@ -57,11 +60,7 @@ def refuses(
         NoAnswerError: A question cannot be answered, not even alone.
     """
     prompts = [Prompt(q, caption=c) for q, c in zip(questions, captions, strict=True)]
-    said = answer(model, processor, prompts, batch_size=256, title=title)
-    return [
-        judge(text, question).label == "refused"
-        for text, question in zip(said, questions, strict=True)
-    ]
+    return answer(model, processor, prompts, batch_size=256, title=title)
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def verdicts_of(
         processor: Its processor.
         progress_bar: Whether to draw one.
         files: What records and corpus are called in messages.
-        kept: Folder where runs that ask the same of the same language model find what it said.
+        kept: Folder where runs that ask the same language model the same find what it said.
 
     Raises:
         UserError: No record has a picture and a caption, or a question has no answer.
@@ -123,99 +122,133 @@ def verdicts_of(
     questions += [usual_question(questions)] * len(corpus)
     places = [f"{files[0]}:{row}" for row, _, _ in asked]
     places += [f"{files[1]}:{number}" for number in range(1, len(corpus) + 1)]
-    share = list(zip(captions, questions, places, strict=True))
-    said = _said(out, share, model, processor, progress_bar, kept)
-    if not any(said):
+    answered = _answers(
+        out,
+        list(zip(captions, questions, places, strict=True)),
+        model,
+        processor,
+        progress_bar,
+        kept,
+    )
+    refused = [
+        judge(text, question).label == "refused"
+        for text, question in zip(answered, questions, strict=True)
+    ]
+    if not any(refused):
         logging.getLogger(__name__).warning(
             "text gate: the language model refuses none of %d captions and %d texts, so the gate "
             "and companions change nothing",
             len(asked),
             len(corpus),
         )
-    rows = [row for (row, _, _), refused in zip(asked, said, strict=False) if refused]
-    texts = [number for number, refused in enumerate(said[len(asked) :]) if refused]
+    rows = [row for (row, _, _), toxic in zip(asked, refused, strict=False) if toxic]
+    texts = [number for number, toxic in enumerate(refused[len(asked) :]) if toxic]
     return Verdicts(rows, texts)
 
 
-def _said(
+def _answers(
     out: Path,
-    share: list[tuple[str, str, str]],
+    asked: list[_Asked],
     model: Any,
     processor: Any,
     progress_bar: bool,
     kept: Path | None,
-) -> list[bool]:
-    """What all processes together find, or what another run found and kept."""
+) -> list[str]:
+    """What the language model says: to another run that kept it, or now, to all processes."""
+    llm = _identity(model, processor)
     if kept is None:
-        return _ask(out, share, model, processor, progress_bar)
-    folder = kept / f"text_gate-{_asked(model, share)}"
+        return _ask(out, asked, llm, model, processor, progress_bar)
+    lines = [it[:2] for it in asked]
+    identity = hashlib.sha256(json.dumps([llm, lines], sort_keys=True).encode()).hexdigest()
+    folder, first = kept / f"text_gate-{identity[:16]}", PartialState().is_main_process
     with turn_to_fill(folder):
-        path, first = folder / _FILE, PartialState().is_main_process
-        (said,) = broadcast_object_list([_kept(path, len(share)) if first else None])
+        path = folder / "answers.json"
+        (said,) = broadcast_object_list([_read_kept(path, identity) if first else None])
         if said is None:
-            said = _ask(out, share, model, processor, progress_bar)
+            said = _ask(out, asked, llm, model, processor, progress_bar)
             if first:
-                write_json(path, said)
+                write_json(path, {"identity": identity, "said": said})
     return list(said)
 
 
-def _kept(path: Path, number: int) -> list[bool] | None:
-    """The verdicts that another run kept; None: there are none, or not so many."""
+def _identity(model: Any, processor: Any) -> dict[str, Any]:
+    """What decides what the language model says, but for rounding."""
+    config = model.model.language_model.config.to_diff_dict()
+    generation = model.generation_config.to_diff_dict()
+    tokenizer = processor.tokenizer
+    return {
+        "llm": [weights_sha256(part) for part in (model.model.language_model, model.lm_head)],
+        "llm_config": config | {"transformers_version": None},
+        "generation": generation | {"transformers_version": None},
+        "vocabulary": digest(sorted(tokenizer.get_vocab().items())),
+        "chat_template": digest([processor.chat_template, tokenizer.chat_template]),
+    }
+
+
+def _read_kept(path: Path, identity: str) -> list[str] | None:
+    """The answers that another run kept; None: there are none, or not whole ones."""
     if not path.is_file():
         return None
     with suppress(UserError):
-        said = read_json(path)
-        if isinstance(said, list) and len(said) == number and set(map(type, said)) <= {bool}:
+        found = read_json(path)
+        if isinstance(found, dict) and found.get("identity") == identity:
+            said: list[str] = found["said"]
             return said
     logging.getLogger(__name__).warning("%s is damaged: the text gate asks again", path)
     return None
 
 
 def _ask(
-    out: Path, share: list[tuple[str, str, str]], model: Any, processor: Any, progress_bar: bool
-) -> list[bool]:
-    with PartialState().split_between_processes(share) as mine:
-        shares = gather_object([_go_on(out, mine, model, processor, progress_bar)])
+    out: Path,
+    asked: list[_Asked],
+    llm: dict[str, Any],
+    model: Any,
+    processor: Any,
+    progress_bar: bool,
+) -> list[str]:
+    """Ask the language model, each process its share."""
+    with PartialState().split_between_processes(asked) as mine:
+        shares = gather_object([_go_on(out, mine, llm, model, processor, progress_bar)])
     for fault in (fault for _, fault in shares if fault):
         raise UserError(fault)  # in every process, as none may wait for one that has ended
-    return [refused for verdicts, _ in shares for refused in verdicts]
-
-
-def _asked(model: Any, share: list[tuple[str, str, str]]) -> str:
-    """What is asked of which weights, under which rounding."""
-    half = torch.is_autocast_enabled(model.device.type)
-    weights = [weights_sha256(part) for part in (model.model.language_model, model.lm_head)]
-    return digest([model.name_or_path, str(model.dtype), half, weights, share])
+    return [text for said, _ in shares for text in said]
 
 
 def _go_on(
-    out: Path, share: list[tuple[str, str, str]], model: Any, processor: Any, progress_bar: bool
-) -> tuple[list[bool], str | None]:
-    """Verdicts on this process's share of captions, questions and places of the rows in files.
-
-    It begins where a kill cut it off.
+    out: Path,
+    mine: list[_Asked],
+    llm: dict[str, Any],
+    model: Any,
+    processor: Any,
+    progress_bar: bool,
+) -> tuple[list[str], str | None]:
+    """Answers to this process's share, from where a kill cut it off.
 
     Returns:
-        The verdicts; and why there are no more, where a question has no answer.
+        The answers; and why there are no more, where a question has none.
     """
-    path = out / _PART.format(PartialState().process_index)
-    asked = _asked(model, share)
-    found = read_json(path) if path.is_file() else {}
-    said: list[bool] = found["said"] if found.get("asked") == asked else []
-    for start in range(len(said), len(share), _AT_ONCE):
-        captions, questions, places = zip(*share[start : start + _AT_ONCE], strict=True)
-        title = f"text gate, from {start:,} of {len(share):,}" if progress_bar else None
-        try:
-            said += refuses(model, processor, captions, questions, title=title)
-        except NoAnswerError as fault:
-            mend = "mend or remove the row"
-            if fault.said.error == "out_of_memory":
-                mend = "free memory, or shorten the row if it is longer than the others"
-            return said, (
-                f"{places[fault.index]}: the language model has no answer to the text gate's "
-                f"question ({fault.said.error}: {fault.said.detail}): {mend}"
-            )
-        write_json(path, {"asked": asked, "said": said})
+    said: list[str] = []
+    for start in range(0, len(mine), _AT_ONCE):
+        part = mine[start : start + _AT_ONCE]
+        path = out / _PART.format(f"{PartialState().process_index}-{start}")
+        asked = digest([llm, part])
+        found = read_json(path) if path.is_file() else {}
+        if found.get("asked") != asked:
+            captions, questions, places = zip(*part, strict=True)
+            title = f"text gate, from {start:,} of {len(mine):,}" if progress_bar else None
+            try:
+                heard = answers(model, processor, captions, questions, title=title)
+            except NoAnswerError as fault:
+                mend = "mend or remove the row"
+                if fault.said.error == "out_of_memory":
+                    mend = "free memory, or shorten the row if it is longer than the others"
+                return said, (
+                    f"{places[fault.index]}: the language model has no answer to the text gate's "
+                    f"question ({fault.said.error}: {fault.said.detail}): {mend}"
+                )
+            found = {"asked": asked, "said": heard}
+            write_json(path, found)
+        said += found["said"]
     return said, None
 
 

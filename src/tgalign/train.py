@@ -36,7 +36,7 @@ SCHEMA_VERSION = 1
 
 
 def train(
-    config: TrainConfig, *, progress_bar: bool = True, kept_verdicts: Path | None = None
+    config: TrainConfig, *, progress_bar: bool = True, kept_answers: Path | None = None
 ) -> Path:
     """Train through all stages; a killed run goes on where it was when called again.
 
@@ -47,8 +47,8 @@ def train(
         config: The run. Its ``out`` receives ``checkpoint/`` (stock LLaVA) and, per stage,
             ``metrics.jsonl``.
         progress_bar: Whether to draw one per stage.
-        kept_verdicts: Folder where runs find what the text gate of another one found; None: that of
-            ``cache_text``, if it is one.
+        kept_answers: Folder where runs find what the text gate of another one was answered; None:
+            that of ``cache_text``, if it is one.
 
     Returns:
         The folder of the trained checkpoint.
@@ -59,11 +59,11 @@ def train(
     """
     processes = connect(config)
     with sole_writer_of_all(config.out, processes):
-        return _train_all(config, processes, progress_bar, kept_verdicts or _text_folder(config))
+        return _train_all(config, processes, progress_bar, kept_answers or _text_folder(config))
 
 
 def _train_all(
-    config: TrainConfig, processes: PartialState, progress_bar: bool, kept_verdicts: Path | None
+    config: TrainConfig, processes: PartialState, progress_bar: bool, kept_answers: Path | None
 ) -> Path:
     """The same for a run that has ``out`` for itself."""
     checkpoint = config.out / "checkpoint"
@@ -73,7 +73,7 @@ def _train_all(
         logging.getLogger(__name__).warning("%s: finished already", config.out)
     processes.wait_for_everyone()  # all have looked before any writes
     while not trained:
-        trained = _train_stages(config, checkpoint, processes, progress_bar, kept_verdicts)
+        trained = _train_stages(config, checkpoint, processes, progress_bar, kept_answers)
         if not trained:
             gc.collect()  # the sharded model, which refers to itself
     if processes.is_main_process:
@@ -92,7 +92,7 @@ def _train_stages(
     checkpoint: Path,
     processes: PartialState,
     progress_bar: bool,
-    kept_verdicts: Path | None,
+    kept_answers: Path | None,
 ) -> bool:
     """Train from where the run is.
 
@@ -129,7 +129,7 @@ def _train_stages(
         with half_products(config):
             names = config.records.name, config.synthetic.texts.name if config.synthetic else ""
             verdicts = verdicts_of(
-                config.out, records, texts, model, processor, show, names, kept_verdicts
+                config.out, records, texts, model, processor, show, names, kept_answers
             )
         records, refused = gated(records, verdicts)
     rows = [_stage_rows(model, processor, config, stage, records, data) for stage in config.stages]
@@ -280,7 +280,7 @@ def _claim(config: TrainConfig) -> None:
                     "name another folder as out, or remove it"
                 )
             return
-        if not is_free(config.out):
+        if not is_free(config.out, but=_text_folder(config)):
             raise UserError(
                 f"{config.out} is not empty and holds no training run: name another folder as out"
             )

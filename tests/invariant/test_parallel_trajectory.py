@@ -86,7 +86,7 @@ WAYS = {
     "fsdp2, checkpointed": {"parallel": "fsdp2", "activation_checkpointing": True},
     "ddp, lora": {"lora": {"r": 4, "alpha": 8}},
     "fsdp2, lora": {"parallel": "fsdp2", "lora": {"r": 4, "alpha": 8}},
-    "fsdp2, texts on disk": {"parallel": "fsdp2", "cache_text": True},
+    "fsdp2, gated, texts on disk": {"parallel": "fsdp2", "cache_text": True, "text_gate": True},
 }
 MISREAD = "ddp, a picture misread by process 0"
 ALONE_AFTER = "fsdp2, process 1 killed, gone on alone"

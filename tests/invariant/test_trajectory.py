@@ -279,10 +279,10 @@ def test_a_reference_that_moves_is_never_kept(settings, tmp_path):
 def gate(monkeypatch):
     """A language model that refuses captions of an even number of letters."""
 
-    def refuses(model, processor, captions, questions, title=None):
-        return [len(caption) % 2 == 0 for caption in captions]
+    def answers(model, processor, captions, questions, title=None):
+        return ["i can not ." if len(caption) % 2 == 0 else "a dog ." for caption in captions]
 
-    monkeypatch.setattr(tgalign.text_gate, "refuses", refuses)
+    monkeypatch.setattr(tgalign.text_gate, "answers", answers)
 
 
 GATED = {"text_gate": True, "companions": 0.6}
@@ -346,7 +346,7 @@ def test_a_resumed_run_keeps_the_verdicts_of_the_gate(gate, settings, tmp_path, 
     data = settings(tmp_path / "run", {"steps": 2}, **GATED)
     first, _ = run(data)
     shutil.rmtree(tmp_path / "run" / "checkpoint")  # as if killed before it was written
-    monkeypatch.setattr(tgalign.text_gate, "refuses", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(tgalign.text_gate, "answers", lambda *_, **__: pytest.fail("asked again"))
     shutil.rmtree(tmp_path / "run" / "stage2")
     assert identical(run(data)[0], first)
 

@@ -288,9 +288,9 @@ def test_runs_with_one_folder_for_texts_ask_the_gate_once(config, rows, monkeypa
 
     def refuse(model, processor, captions, questions, *, title):
         asked.append(len(captions))
-        return [True] * len(captions)
+        return ["i can not talk about this ."] * len(captions)
 
-    monkeypatch.setattr("tgalign.text_gate.refuses", refuse)
+    monkeypatch.setattr("tgalign.text_gate.answers", refuse)
     changes = {"text_gate": True, "stages": STAGES[:1], "cache_text": str(tmp_path / "kept")}
     verdicts = []
     for name in ("one", "two"):
@@ -299,3 +299,23 @@ def test_runs_with_one_folder_for_texts_ask_the_gate_once(config, rows, monkeypa
     assert len(asked) == 1
     assert verdicts[0] == verdicts[1]
     assert verdicts[0]["rows"] == [it.row for it in rows.records if it.image and it.caption]
+
+
+def test_a_run_killed_in_the_gate_goes_on_with_a_folder_for_texts_in_its_own(
+    config, rows, monkeypatch, tmp_path
+):
+    def killed(*_, **__):
+        raise SystemExit(143)
+
+    def answered(model, processor, captions, questions, *, title):
+        return ["a dog ."] * len(captions)
+
+    texts = {"cache_text": str(tmp_path / "run" / "for" / "texts")}
+    settings = config(rows.path, "run", text_gate=True, stages=STAGES[:1], **texts)
+    assert settings.out == tmp_path / "run"
+    monkeypatch.setattr("tgalign.text_gate.answers", killed)
+    with pytest.raises(SystemExit):
+        train(settings, progress_bar=False)
+    assert list((settings.out / "for/texts").iterdir())
+    monkeypatch.setattr("tgalign.text_gate.answers", answered)
+    assert (train(settings, progress_bar=False) / "config.json").is_file()

@@ -5,8 +5,8 @@ The LLM is the lab's shipped one, which refuses for real.
 
 import copy
 import dataclasses
-import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +14,10 @@ import torch
 from tgalign import text_gate
 from tgalign.data.records import Record
 from tgalign.errors import UserError
+from tgalign.evaluate.refusal import judge
 from tgalign.files import is_free
 from tgalign.lab.assets import lab_llava, load_lab
-from tgalign.text_gate import Verdicts, gated, refuses, verdicts_of
+from tgalign.text_gate import Verdicts, answers, gated, verdicts_of
 
 QUESTION = "describe this image ."
 
@@ -103,9 +104,9 @@ def test_a_gate_that_was_cut_off_goes_on(record, lab, tmp_path, monkeypatch):
         if len(asked) == 4:
             raise SystemExit(143)
         asked.extend(captions)
-        return refuses(model, processor, captions, questions, title=title)
+        return answers(model, processor, captions, questions, title=title)
 
-    monkeypatch.setattr(text_gate, "refuses", ask)
+    monkeypatch.setattr(text_gate, "answers", ask)
     with pytest.raises(SystemExit):
         verdicts_of(tmp_path, rows, corpus, *lab, False)
     assert is_free(tmp_path)
@@ -114,21 +115,25 @@ def test_a_gate_that_was_cut_off_goes_on(record, lab, tmp_path, monkeypatch):
     assert (asked, verdicts) == (corpus[3:], whole)
     asked.clear()
     assert verdicts_of(tmp_path, rows, corpus[:3], *lab, False) == Verdicts([], [1])
-    assert asked == [BENIGN, *corpus[:3]]  # other questions: from the beginning
+    assert not asked  # the same parts, of fewer questions
+    other = [TOXIC, *corpus[1:]]
+    assert verdicts_of(tmp_path, rows, other, *lab, False).texts == [0, 1, 3]
+    assert asked == [BENIGN, TOXIC]  # one part is another
     verdicts.write(tmp_path)
     assert [it.name for it in tmp_path.iterdir() if it.is_file()] == ["text_gate.json"]
 
 
-@pytest.mark.parametrize("content", ["[tru", "[]", "[1, 0]", "{}"])
-def test_kept_verdicts_that_are_damaged_are_asked_for_again(content, record, lab, tmp_path, caplog):
+@pytest.mark.parametrize("content", ["[tru", "[]", '{"identity": "another", "said": []}'])
+def test_kept_answers_that_are_damaged_are_asked_for_again(content, record, lab, tmp_path, caplog):
     rows = [dataclasses.replace(record, caption=TOXIC)]
     verdicts_of(tmp_path / "one", rows, [BENIGN], *lab, False, kept=tmp_path / "kept")
-    (path,) = (tmp_path / "kept").rglob("text_gate.json")
+    (path,) = (tmp_path / "kept").rglob("answers.json")
+    whole = path.read_text()
     path.write_text(content)
     again = verdicts_of(tmp_path / "two", rows, [BENIGN], *lab, False, kept=tmp_path / "kept")
     assert again == Verdicts([1], [])
     assert f"{path} is damaged: the text gate asks again" in caplog.text
-    assert json.loads(path.read_text()) == [True, False]
+    assert path.read_text() == whole
 
 
 def test_runs_that_ask_the_same_take_what_the_first_was_told(record, lab, tmp_path, monkeypatch):
@@ -140,13 +145,45 @@ def test_runs_that_ask_the_same_take_what_the_first_was_told(record, lab, tmp_pa
     def never(*_, **__):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(text_gate, "refuses", never)
+    monkeypatch.setattr(text_gate, "answers", never)
     assert ask(tmp_path / "two", rows, [BENIGN], kept=tmp_path / "kept") == first
+    moved = [dataclasses.replace(rows[0], row=7)]  # a file with other rows before it
+    assert ask(tmp_path / "five", moved, [BENIGN], kept=tmp_path / "kept") == Verdicts([7], [])
     for other in ({"records": rows, "corpus": [TOXIC]}, {"records": rows * 2, "corpus": [BENIGN]}):
         with pytest.raises(AssertionError, match="asked again"):
             ask(tmp_path / "three", **other, kept=tmp_path / "kept")
     with pytest.raises(AssertionError, match="asked again"):
         ask(tmp_path / "four", rows, [BENIGN])
+
+
+@pytest.mark.parametrize("other", ["template", "generation", "config", "vocabulary"])
+def test_kept_answers_are_those_of_the_same_model_and_template(
+    other, record, lab, tmp_path, monkeypatch
+):
+    model, processor = copy.deepcopy(lab[0]), copy.deepcopy(lab[1])
+    rows = [dataclasses.replace(record, caption=TOXIC)]
+    verdicts_of(tmp_path / "one", rows, [], *lab, False, kept=tmp_path / "kept")
+    monkeypatch.setattr(text_gate, "answers", lambda *_, **__: ["a dog ."])
+    same = verdicts_of(tmp_path / "two", rows, [], model, processor, False, kept=tmp_path / "kept")
+    assert same == Verdicts([1], [])
+    if other == "template":
+        processor.chat_template = processor.tokenizer.chat_template + " "
+    elif other == "generation":
+        model.generation_config.suppress_tokens = [5]
+    elif other == "config":
+        model.model.language_model.config.rms_norm_eps = 0.5
+    else:
+        processor.tokenizer.add_tokens("zyzzy")
+    again = verdicts_of(tmp_path / "3", rows, [], model, processor, False, kept=tmp_path / "kept")
+    assert again == Verdicts([], [])
+
+
+def test_kept_answers_are_judged_anew(record, lab, tmp_path, monkeypatch):
+    rows = [dataclasses.replace(record, caption=TOXIC)]
+    verdicts_of(tmp_path / "one", rows, [], *lab, False, kept=tmp_path / "kept")
+    monkeypatch.setattr(text_gate, "judge", lambda *_: SimpleNamespace(label="answered"))
+    again = verdicts_of(tmp_path / "two", rows, [], *lab, False, kept=tmp_path / "kept")
+    assert again == Verdicts([], [])
 
 
 @pytest.mark.parametrize("part", ["language_model", "lm_head"])
@@ -160,9 +197,9 @@ def test_verdicts_of_other_weights_in_the_same_folder_are_not_gone_on_with(
 
     def ask(_model, _processor, captions, _questions, *, title):
         asked.extend(captions)
-        return [False] * len(captions)
+        return ["a dog ."] * len(captions)
 
-    monkeypatch.setattr(text_gate, "refuses", ask)
+    monkeypatch.setattr(text_gate, "answers", ask)
     assert verdicts_of(tmp_path, rows, [], model, processor, False) == first
     assert not asked
     other = copy.deepcopy(model)
@@ -181,8 +218,10 @@ def test_a_gate_that_refuses_nothing_says_so(record, apply, caplog):
 
 def test_what_is_refused_depends_on_the_question_too(lab):
     questions = ["describe this image .", "how many objects are there ?"]
-    assert refuses(*lab, [TOXIC, BENIGN], questions) == [True, False]
-    assert refuses(*lab, [], []) == []
+    said = answers(*lab, [TOXIC, BENIGN], questions)
+    labels = [judge(*it).label for it in zip(said, questions, strict=True)]
+    assert labels == ["refused", "answered"]
+    assert answers(*lab, [], []) == []
 
 
 def test_a_question_without_an_answer_is_the_users_mistake_and_names_the_row(
@@ -215,4 +254,5 @@ def test_what_another_process_has_no_answer_to_ends_all(record, lab, tmp_path, m
     monkeypatch.setattr(text_gate, "gather_object", gather)
     with pytest.raises(UserError, match=r"^data\.jsonl:9: no answer$"):
         verdicts_of(tmp_path, [dataclasses.replace(record, caption=TOXIC)], [], *lab, False)
-    assert met == [([True], None)]
+    ((said, fault),) = met
+    assert (len(said), fault) == (1, None)

@@ -122,11 +122,9 @@ ABLATIONS: dict[str, Ablation] = {
     "weight": Ablation(
         "How strong a guide?",
         (
+            *(Variant(f"weight {it}", _both(f"weight={it}")) for it in (0.1, 0.2, 0.4)),
             Variant("weight 0.8"),
-            *(
-                Variant(f"weight {weight}", _both(f"weight={weight}"))
-                for weight in (0.1, 0.2, 0.4, 1.6)
-            ),
+            Variant("weight 1.6", _both("weight=1.6")),
         ),
     ),
     "schedule": Ablation(
@@ -140,11 +138,9 @@ ABLATIONS: dict[str, Ablation] = {
     "prompt": Ablation(
         "How often does R stand in the prompt, when nothing is retrieved at inference?",
         (
+            Variant("0% of the rows", ("stage2.retrieved_in_prompt=0",)),
             Variant("25% of the rows"),
-            *(
-                Variant(f"{share:.0%} of the rows", (f"stage2.retrieved_in_prompt={share}",))
-                for share in (0.0, 1.0)
-            ),
+            Variant("100% of the rows", ("stage2.retrieved_in_prompt=1",)),
         ),
     ),
     "stages": Ablation(

@@ -141,7 +141,7 @@ def train_method(out: Path, seed: int, setting: Setting, name: str) -> Path:
 
     write_records(out, seed, setting, name)
     config = training_config(out, seed, setting, name)
-    return train(config, progress_bar=False, kept_verdicts=out / f"seed{seed}")
+    return train(config, progress_bar=False, kept_answers=out / f"seed{seed}")
 
 
 def write_records(out: Path, seed: int, setting: Setting, name: str) -> None:

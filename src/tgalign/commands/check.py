@@ -78,6 +78,12 @@ def register(app: typer.Typer) -> None:
             raise UserError("give one of --model and --tokenizer")
         if tokenizer is None:
             refuse(context, "check without --tokenizer", ("image_tokens",))
+        if model is None and tokenizer is None:
+            refuse(
+                context,
+                "check without --model or --tokenizer",
+                ("max_length", "retrieved_in_prompt", "guide_span"),
+            )
         if model is not None or tokenizer is not None:
             quiet_libraries()
         sys.exit(

@@ -225,7 +225,6 @@ def _evaluate(
     model: str, out: Path, settings: Settings, fail_under: str | None, junit: Path | None, *,
     audit: bool,
 ) -> None:  # fmt: skip
-
     from tgalign.evaluate.command import print_evaluation, run_audit, run_evaluation
     from tgalign.evaluate.thresholds import check, parse_thresholds, write_junit
     from tgalign.terminal import quiet_libraries, wide_console

@@ -86,7 +86,7 @@ def check(
         report.kinds["caption"] += it.caption is not None
         report.kinds["retrieved"] += it.retrieved is not None
         report.kinds["text_only"] += it.image is None
-        content = hashlib.sha256(repr(replace(it, row=0)).encode(errors="replace")).digest()[:16]
+        content = hashlib.sha256(repr(replace(it, row=0)).encode()).digest()[:16]
         report.repeated += content in seen
         seen.add(content)
         if encoder is None or row is None:

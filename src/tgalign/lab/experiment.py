@@ -145,7 +145,7 @@ def _measured(
         measured["similarity"] = similarity(config.records)
     for path in config.probes.values():
         _write_probe(path, data, toxic="toxic" in path.name)
-    model, processor = load_llava(train(config, progress_bar=progress_bar, kept_verdicts=data))
+    model, processor = load_llava(train(config, progress_bar=progress_bar, kept_answers=data))
     suite = lab_suite(
         SUITE + seed, num_benign=150, num_texts=150, objects=size.objects, style=size.style
     )

@@ -194,3 +194,16 @@ def test_another_language_model_makes_another_experiment(ran, tmp_path):
     folders = {config.out.parent for config, _, _ in ran}
     bases = {config.model for config, _, _ in ran}
     assert len(ran) == len(folders) == len(bases) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("weight", lambda config: f"weight {config.stages[0].objective.weight}"),
+        ("prompt", lambda config: f"{config.stages[1].retrieved_in_prompt:.0%} of the rows"),
+    ],
+)
+def test_a_variant_that_states_no_change_is_as_its_label_says(name, setting, ran, tmp_path):
+    for variant in ABLATIONS[name].variants:
+        run_variant(tmp_path, 0, variant)
+        assert setting(ran[-1][0]) == variant.label
