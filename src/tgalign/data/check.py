@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tgalign.data.records import Problem, Record, read
 from tgalign.data.sources import Source
@@ -69,7 +72,7 @@ def check(
     report = Report()
     if encoder is not None:
         report.tokens = {"all": 0, "longest": 0, "learnt": 0, "unknown_rows": 0}
-    seen: set[bytes] = set()
+    contents = array("q")
     for it in read(source, image_root):
         report.rows += 1
         if isinstance(it, Problem):
@@ -86,9 +89,8 @@ def check(
         report.kinds["caption"] += it.caption is not None
         report.kinds["retrieved"] += it.retrieved is not None
         report.kinds["text_only"] += it.image is None
-        content = hashlib.sha256(repr(replace(it, row=0)).encode()).digest()[:16]
-        report.repeated += content in seen
-        seen.add(content)
+        content = hashlib.sha256(repr(replace(it, row=0)).encode()).digest()
+        contents.append(int.from_bytes(content[:8], signed=True))
         if encoder is None or row is None:
             continue
         assert report.tokens is not None
@@ -98,6 +100,7 @@ def check(
         report.tokens["unknown_rows"] += encoder.has_unknown(row)
         if len(report.previews) < num_previews:
             report.previews.append(preview(it, row, encoder))
+    report.repeated = len(contents) - len(np.unique(np.frombuffer(contents, np.int64)))
     return report
 
 
