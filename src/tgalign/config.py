@@ -179,7 +179,8 @@ class TrainConfig(_Strict):
             text gate found.
         guide_span: Whose mean states the guide pulls: those of the ``picture``, towards those of
             the caption (the paper), or those of the ``question`` read after the picture, up to the
-            answer, towards those of the same question read after the caption.
+            answer, towards those of the same question read after the caption; ``question_words``
+            leaves out what the chat template writes between the two, from which the answer begins.
         text_gate: Learn no answer about a picture where the LLM, told the caption in the picture's
             place, refuses (``tgalign.text_gate``).
         companions: Share of the rows beside which such a picture, for the guide alone, is put into

@@ -133,6 +133,41 @@ def test_the_question_after_the_picture_is_that_after_the_texts(turns, share, en
         assert span.input_ids == ids(tokenizer, f"<bos> <user> {text} what ? <assistant>")
 
 
+@pytest.mark.parametrize("turns", [ANSWERED, ANSWERED[:1]], ids=["answered", "not answered"])
+def test_the_question_s_words_end_before_what_the_answer_begins_from(turns, encoder, tokenizer):
+    source = record(*turns, caption=CAPTION, retrieved=RETRIEVED)
+    row = encoder(guide_span="question_words").encode(source)
+    whole = encoder(guide_span="question").encode(source)
+    assert (row.input_ids, row.labels) == (whole.input_ids, whole.labels)
+    assert row.question == (whole.question[0], whole.question[1] - 1)
+    assert row.input_ids[slice(*row.question)] == ids(tokenizer, "what ?")
+    for span, text in ((row.caption, CAPTION), (row.retrieved, RETRIEVED)):
+        assert span.input_ids[span.start : span.end] == ids(tokenizer, "what ?")
+        assert span.input_ids == ids(tokenizer, f"<bos> <user> {text} what ?")
+
+
+def test_blanks_around_a_question_may_go(encoder, tokenizer):
+    asked = record((USER, "\nwhat ? "), (ASSISTANT, "a cat ."), caption=CAPTION)
+    trimmed = (
+        "{{ bos_token }}{% for message in messages %}{% for item in message['content'] %}"
+        "{{ '<image>' if item['type'] == 'image' else item['text'] | trim }} {% endfor %}"
+        "{{ '<assistant>' if loop.first else eos_token }}{% endfor %}"
+    )
+    row = encoder(template=trimmed, guide_span="question_words").encode(asked)
+    assert row.input_ids[slice(*row.question)] == ids(tokenizer, "what ?")
+
+
+def test_a_question_that_the_template_changes_has_no_span(encoder):
+    loud = (
+        "{% for message in messages %}{% for item in message['content'] %}"
+        "{{ '<image>' if item['type'] == 'image' else "
+        "(item['text'] if loop.first else item['text'] | upper) }} {% endfor %}{% endfor %}"
+    )
+    asked = record((USER, "what ?"), (ASSISTANT, "a cat ."), row=4, caption=CAPTION)
+    _, problems = encoder(template=loud, guide_span="question_words").encode_all([asked], "f")
+    assert "the chat template changes the question 'what ?'" in str(problems[0])
+
+
 def test_a_text_s_end_that_joins_what_follows_is_in_no_span():
     """Pre-tokenizers of Llama 3 and Qwen make one token of a full stop and a line break."""
     pattern = r"[^\s\p{L}\p{N}]+[\r\n]*| ?\p{L}+|\s+"

@@ -83,7 +83,7 @@ def text_alone(model, span, layers):
     )
 
 
-@pytest.mark.parametrize("guide_span", ["picture", "question"])
+@pytest.mark.parametrize("guide_span", ["picture", "question", "question_words"])
 @pytest.mark.parametrize("layers", ["all", [1, 3], "0-2", [-1], [3, 1]])
 def test_the_guide_of_a_batch_is_that_of_its_rows_run_alone(
     layers, guide_span, llava, rows, encode, collator

@@ -92,6 +92,7 @@ ABLATIONS: dict[str, Ablation] = {
             Variant("picture"),
             Variant("picture, 1-6", _both("layers=1-6")),
             Variant("question", arm="tga_question"),
+            Variant("question's words", ("guide_span=question_words",), arm="tga_question"),
             Variant("question, 1-3", _both("layers=1-3"), arm="tga_question"),
             Variant(
                 "question, no gate",

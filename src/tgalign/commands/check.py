@@ -59,7 +59,7 @@ def register(app: typer.Typer) -> None:
             typer.Option(min=0, max=1, help="Share of rows whose R stands in the prompt."),
         ] = 0.0,
         guide_span: Annotated[
-            Literal["picture", "question"],
+            Literal["picture", "question", "question_words"],
             typer.Option(help="Whose states are guided (docs/own-data.md)."),
         ] = "picture",
         progress: Annotated[bool, typer.Option(help="Draw a progress bar on stderr.")] = True,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,8 +59,9 @@ class EncodedRecord:
     question: tuple[int, int] | None = None
 
 
-GuideSpan = Literal["picture", "question"]
-"""Whose mean states are guided: the picture's, or those of the question read after it."""
+GuideSpan = Literal["picture", "question", "question_words"]
+"""Whose mean states are guided: the picture's, or those of the question read after it: up to the
+answer, or without what the template writes between the two."""
 
 
 class Encoder:
@@ -100,7 +101,7 @@ class Encoder:
             ValueError: The row is too long, or has nothing to learn from.
         """
         ids, labels = self._conversation(record)
-        read = record.messages[0][1] if self.guide_span == "question" else None
+        read = None if self.guide_span == "picture" else record.messages[0][1]
         caption = self._span(record.caption, read) if record.image else None
         retrieved = self._span(record.retrieved, read) if caption and record.retrieved else None
         spans = [span for span in (caption, retrieved) if span is not None]
@@ -116,12 +117,14 @@ class Encoder:
             return EncodedRecord(ids, labels, record.image, caption, retrieved)
         start, end = self._question(ids, labels)
         alike = _read_alike([ids[start:end], *(it.input_ids[it.start :] for it in spans)])
-        if not alike:
+        after = len(caption.input_ids) - caption.end
+        if alike <= after:
             raise ValueError("nothing is read between the picture and the answer: no question")
         caption, retrieved = (
-            it and replace(it, start=it.end - alike) for it in (caption, retrieved)
+            it and Span(it.input_ids[: it.end], it.end + after - alike, it.end)
+            for it in (caption, retrieved)
         )
-        question = end - alike, end
+        question = end - alike, end - after
         return EncodedRecord(ids, labels, record.image, caption, retrieved, question=question)
 
     def has_unknown(self, row: EncodedRecord) -> bool:
@@ -161,7 +164,7 @@ class Encoder:
                     items.insert(0, {"type": "text", "text": text})
             turns.append({"role": role, "content": items})
         text, learnt = self._template.render_learnt(turns)
-        if not learnt and self.guide_span == "question":
+        if not learnt and self.guide_span != "picture":
             text = self._template.render(turns, add_generation_prompt=True)
         starts = [start for start, _ in learnt]
         ids, labels = [], []
@@ -213,8 +216,21 @@ class Encoder:
                 [{"role": "user", "content": content}], add_generation_prompt=True
             )
             ids, offsets = self._tokens(rendered)
-            read = (number for number, (start, _) in enumerate(offsets) if start >= last)
-            return Span(ids, next(read, len(ids)), len(ids))
+            end = len(rendered)
+            if self.guide_span == "question_words":
+                words = items[1].strip()  # as some templates do
+                asked = rendered.find(words, last)
+                if asked < 0:
+                    raise ValueError(
+                        f"the chat template changes the question {words[:40]!r}: no span to average"
+                    )
+                end = asked + len(words)
+
+            def first_from(place: int) -> int:
+                found = (number for number, (start, _) in enumerate(offsets) if start >= place)
+                return next(found, len(ids))
+
+            return Span(ids, first_from(last), first_from(end))
         ids, offsets = self._tokens(rendered)
         inside = [
             number
