@@ -99,7 +99,9 @@ def run_experiment(
         config = parse_config(config.model_dump() | {"probes": probes}, "the changed arm")
     what = {"arm": arm, "condition": condition, "toxic_share": share, "seed": seed}
     what |= {"changes": list(changes)}
-    folder = out / f"{arm}-{digest([what, config.model_dump(mode='json'), made_with])}"
+    # Where the installation lies decides nothing: made_with has the digests of its CLIP.
+    decides = config.model_dump(mode="json", exclude={"synthetic": {"clip"}})
+    folder = out / f"{arm}-{digest([what, decides, made_with])}"
     with sole_writer(out):
         if not (folder / "result.json").is_file():
             config = config.model_copy(update={"out": folder / "run"})

@@ -207,3 +207,11 @@ def test_a_variant_that_states_no_change_is_as_its_label_says(name, setting, ran
     for variant in ABLATIONS[name].variants:
         run_variant(tmp_path, 0, variant)
         assert setting(ran[-1][0]) == variant.label
+
+
+def test_where_the_installation_lies_decides_no_run(ran, tmp_path, monkeypatch):
+    variant = ABLATIONS["weight"].variants[0]
+    run_variant(tmp_path, 0, variant)
+    monkeypatch.setattr("tgalign.lab.arms.ASSETS", tmp_path / "elsewhere")
+    run_variant(tmp_path, 0, variant)
+    assert len(ran) == 1
