@@ -6,6 +6,7 @@ is at, saves, and ends then, for which its workers outlive a SIGTERM to the whol
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +18,9 @@ from typing import Any
 
 STATUS = 128 + signal.SIGTERM
 """Exit status of a command that SIGTERM ended, as a shell would report it."""
+
+ORPHANED_S = 5.0
+"""Seconds between two looks of a worker whether its parent still runs, as torch's workers do."""
 
 
 @dataclass
@@ -53,16 +57,21 @@ def postponed() -> Iterator[Stop]:
 def heed_parent_alone(_worker: int = 0) -> None:
     """Have a worker process end at its parent's SIGTERM, but not at one sent to the whole group.
 
-    A parent that finishes its step needs the worker until then. Where Linux does not tell who
-    sent a signal, nothing changes.
+    A parent that finishes its step needs the worker until then. The worker also ends within
+    ``ORPHANED_S`` of a parent that was killed: torch's own watch over it begins only after the
+    worker has started up, and a worker whose parent is gone by then would wait for ever.
+    Where Linux does not tell who sent a signal, nothing changes.
     """
-    if sys.platform != "linux":
+    parent = multiprocessing.parent_process()
+    if sys.platform != "linux" or parent is None:
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
+        while os.getppid() == parent.pid:
+            sent = signal.sigtimedwait({signal.SIGTERM}, ORPHANED_S)
+            if sent and sent.si_pid == parent.pid:
+                break
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -20,13 +20,20 @@ LOADER = """
 import sys, time
 from torch.utils.data import DataLoader
 from tgalign.termination import heed_parent_alone
+how = sys.argv[1]
+def start(worker):
+    heed_parent_alone(worker)
+    if how == "killed early" and worker == 1:
+        time.sleep(3)  # its parent is gone when it first looks who that is
 loader = DataLoader(
-    range(100), num_workers=2, worker_init_fn=heed_parent_alone, multiprocessing_context="fork"
+    range(100), num_workers=2, worker_init_fn=start, multiprocessing_context="fork"
 )
 batches = iter(loader)
 next(batches)
+if how == "killed":
+    next(batches)  # by the second worker
 print(*(worker.pid for worker in batches._workers), flush=True)
-if sys.argv[1] == "fails":
+if how == "fails":
     raise RuntimeError("with the batches still in a frame")
 time.sleep(1000)
 """
@@ -80,7 +87,7 @@ def test_a_training_with_workers_saves_and_ends(checkpoint, rows, tmp_path) -> N
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
-@pytest.mark.parametrize("how", ["killed", "fails"])
+@pytest.mark.parametrize("how", ["killed early", "killed", "fails"])
 def test_workers_end_with_their_parent(how) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", LOADER, how],
@@ -88,7 +95,7 @@ def test_workers_end_with_their_parent(how) -> None:
     )  # fmt: skip
     workers = [int(it) for it in process.stdout.readline().split()]
     assert len(workers) == 2
-    if how == "killed":
+    if how != "fails":
         process.kill()
     process.communicate(timeout=PATIENCE)
     wait_until(lambda: not any(map(runs, workers)))
