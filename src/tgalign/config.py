@@ -176,7 +176,7 @@ class TrainConfig(_Strict):
         cache_vision: Keep the frozen vision tower's features of every picture in memory.
         cache_text: Keep the states of captions and retrieved texts wherever the reference does not
             move: true, in memory; a folder, on disk, where other runs find them too, and what the
-            text gate found.
+            text gate was answered.
         guide_span: Whose mean states the guide pulls: those of the ``picture``, towards those of
             the caption (the paper), or those of the ``question`` read after the picture, up to the
             answer, towards those of the same question read after the caption; ``question_words``

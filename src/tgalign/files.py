@@ -201,9 +201,14 @@ def folder_at_once(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def data_sha256(content: Any) -> str:
+    """Hex digest of plain data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def digest(content: Any) -> str:
     """Ten hexadecimal digits that stand for plain data, for names of folders and files."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    return data_sha256(content)[:10]
 
 
 def is_free(folder: Path, *, but: Path | None = None) -> bool:

@@ -17,7 +17,7 @@ from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Span
 from tgalign.errors import UserError
 from tgalign.task import AlignmentTask
-from tgalign.text_store import TextStore, folder_of, turn_to_fill, weights_sha256
+from tgalign.text_store import TextStore, folder_of, turn_to_fill, unversioned, weights_sha256
 
 # Shape legend: N texts, L layers, D channels.
 
@@ -114,7 +114,7 @@ class TextCache:
         decoder = task.lvlm.model.language_model
         identity = {
             "llm": weights_sha256(decoder),
-            "llm_config": decoder.config.to_diff_dict() | {"transformers_version": None},
+            "llm_config": unversioned(decoder.config),
             "layers": task.layers,
             "dtype": str(dtype),
         }

@@ -10,12 +10,12 @@ more often (``companions``). Nobody labels a picture, and no refusal text is tra
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,14 @@ from tgalign.data.spool import Lazy
 from tgalign.errors import UserError
 from tgalign.evaluate.generate import NoAnswerError, Prompt, answer
 from tgalign.evaluate.refusal import judge
-from tgalign.files import INCOMPLETE, digest, read_json, write_json
-from tgalign.text_store import turn_to_fill, weights_sha256
+from tgalign.files import INCOMPLETE, data_sha256, digest, read_json, write_json
+from tgalign.text_store import turn_to_fill, unversioned, weights_sha256
 
 _FILE, _PART = "text_gate.json", "text_gate-{}" + INCOMPLETE
 _AT_ONCE = 4096
 """Questions after which what is known is kept."""
 
-_Asked = tuple[str, str, str]
+_Line = tuple[str, str, str]
 """A caption, the question about it, and the place of the row in its file."""
 
 
@@ -122,14 +122,10 @@ def verdicts_of(
     questions += [usual_question(questions)] * len(corpus)
     places = [f"{files[0]}:{row}" for row, _, _ in asked]
     places += [f"{files[1]}:{number}" for number in range(1, len(corpus) + 1)]
-    answered = _answers(
-        out,
-        list(zip(captions, questions, places, strict=True)),
-        model,
-        processor,
-        progress_bar,
-        kept,
-    )
+    lines = list(zip(captions, questions, places, strict=True))
+    llm = _identity(model, processor)
+    ask = partial(_ask, out, lines, llm, partial(answers, model, processor), progress_bar)
+    answered = ask() if kept is None else _kept_or_asked(kept, llm, lines, ask)
     refused = [
         judge(text, question).label == "refused"
         for text, question in zip(answered, questions, strict=True)
@@ -146,26 +142,17 @@ def verdicts_of(
     return Verdicts(rows, texts)
 
 
-def _answers(
-    out: Path,
-    asked: list[_Asked],
-    model: Any,
-    processor: Any,
-    progress_bar: bool,
-    kept: Path | None,
+def _kept_or_asked(
+    kept: Path, llm: dict[str, Any], lines: list[_Line], ask: Callable[[], list[str]]
 ) -> list[str]:
-    """What the language model says: to another run that kept it, or now, to all processes."""
-    llm = _identity(model, processor)
-    if kept is None:
-        return _ask(out, asked, llm, model, processor, progress_bar)
-    lines = [it[:2] for it in asked]
-    identity = hashlib.sha256(json.dumps([llm, lines], sort_keys=True).encode()).hexdigest()
+    """What the language model said to another run, or says now and is kept."""
+    identity = data_sha256([llm, [line[:2] for line in lines]])
     folder, first = kept / f"text_gate-{identity[:16]}", PartialState().is_main_process
     with turn_to_fill(folder):
         path = folder / "answers.json"
         (said,) = broadcast_object_list([_read_kept(path, identity) if first else None])
         if said is None:
-            said = _ask(out, asked, llm, model, processor, progress_bar)
+            said = ask()
             if first:
                 write_json(path, {"identity": identity, "said": said})
     return list(said)
@@ -173,13 +160,11 @@ def _answers(
 
 def _identity(model: Any, processor: Any) -> dict[str, Any]:
     """What decides what the language model says, but for rounding."""
-    config = model.model.language_model.config.to_diff_dict()
-    generation = model.generation_config.to_diff_dict()
-    tokenizer = processor.tokenizer
+    decoder, tokenizer = model.model.language_model, processor.tokenizer
     return {
-        "llm": [weights_sha256(part) for part in (model.model.language_model, model.lm_head)],
-        "llm_config": config | {"transformers_version": None},
-        "generation": generation | {"transformers_version": None},
+        "llm": [weights_sha256(part) for part in (decoder, model.lm_head)],
+        "llm_config": unversioned(decoder.config),
+        "generation": unversioned(model.generation_config),
         "vocabulary": digest(sorted(tokenizer.get_vocab().items())),
         "chat_template": digest([processor.chat_template, tokenizer.chat_template]),
     }
@@ -200,15 +185,14 @@ def _read_kept(path: Path, identity: str) -> list[str] | None:
 
 def _ask(
     out: Path,
-    asked: list[_Asked],
+    lines: list[_Line],
     llm: dict[str, Any],
-    model: Any,
-    processor: Any,
+    answer_lines: Callable[..., list[str]],
     progress_bar: bool,
 ) -> list[str]:
     """Ask the language model, each process its share."""
-    with PartialState().split_between_processes(asked) as mine:
-        shares = gather_object([_go_on(out, mine, llm, model, processor, progress_bar)])
+    with PartialState().split_between_processes(lines) as mine:
+        shares = gather_object([_go_on(out, mine, llm, answer_lines, progress_bar)])
     for fault in (fault for _, fault in shares if fault):
         raise UserError(fault)  # in every process, as none may wait for one that has ended
     return [text for said, _ in shares for text in said]
@@ -216,10 +200,9 @@ def _ask(
 
 def _go_on(
     out: Path,
-    mine: list[_Asked],
+    mine: list[_Line],
     llm: dict[str, Any],
-    model: Any,
-    processor: Any,
+    answer_lines: Callable[..., list[str]],
     progress_bar: bool,
 ) -> tuple[list[str], str | None]:
     """Answers to this process's share, from where a kill cut it off.
@@ -237,19 +220,22 @@ def _go_on(
             captions, questions, places = zip(*part, strict=True)
             title = f"text gate, from {start:,} of {len(mine):,}" if progress_bar else None
             try:
-                heard = answers(model, processor, captions, questions, title=title)
+                found = {"asked": asked, "said": answer_lines(captions, questions, title=title)}
             except NoAnswerError as fault:
-                mend = "mend or remove the row"
-                if fault.said.error == "out_of_memory":
-                    mend = "free memory, or shorten the row if it is longer than the others"
-                return said, (
-                    f"{places[fault.index]}: the language model has no answer to the text gate's "
-                    f"question ({fault.said.error}: {fault.said.detail}): {mend}"
-                )
-            found = {"asked": asked, "said": heard}
+                return said, _no_answer(fault, places[fault.index])
             write_json(path, found)
         said += found["said"]
     return said, None
+
+
+def _no_answer(fault: NoAnswerError, place: str) -> str:
+    mend = "mend or remove the row"
+    if fault.said.error == "out_of_memory":
+        mend = "free memory, or shorten the row if it is longer than the others"
+    return (
+        f"{place}: the language model has no answer to the text gate's question "
+        f"({fault.said.error}: {fault.said.detail}): {mend}"
+    )
 
 
 def usual_question(questions: Iterable[str]) -> str:

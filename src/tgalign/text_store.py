@@ -8,7 +8,6 @@ each. A file is listed once it is whole, so a killed run loses at most the files
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tgalign.errors import UserError
-from tgalign.files import file_at_once, read_versioned, sha256, write_json
+from tgalign.files import data_sha256, file_at_once, read_versioned, sha256, write_json
 from tgalign.locks import LOCK
 
 # Shape legend: N texts, L layers, D channels, X bytes of a key.
@@ -36,8 +35,7 @@ SCHEMA_VERSION = 1
 
 def folder_of(root: Path, identity: dict[str, Any]) -> Path:
     """Where the states with an identity lie in the folder for the states of all models."""
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return root / name
+    return root / data_sha256(identity)[:16]
 
 
 @contextmanager
@@ -152,6 +150,12 @@ class TextStore:
             keys_NX = file.get_tensor("keys_NX")
         for row, key in enumerate(keys_NX.numpy()):
             self._index[key.tobytes()] = (name, row)
+
+
+def unversioned(config: Any) -> dict[str, Any]:
+    """What a config of transformers says, but for the version that wrote it."""
+    said: dict[str, Any] = config.to_diff_dict()
+    return said | {"transformers_version": None}
 
 
 def weights_sha256(model: nn.Module) -> str:

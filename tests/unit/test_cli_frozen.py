@@ -13,6 +13,7 @@ import typer
 from typer.models import ArgumentInfo
 
 from tgalign.cli import app
+from tgalign.data.encode import GuideSpan
 
 FROZEN = Path(__file__).parents[1] / "data" / "cli.txt"
 
@@ -66,6 +67,11 @@ def test_every_line_tells_verbs_and_options_apart() -> None:
     assert {"tgalign train", "tgalign retrieve build", "tgalign evaluate"} <= set(verbs)
     assert "  --limit: int | None 1..None, default None" in frozen()
     assert "  --root: list[Path] | None, default None" in frozen()
+
+
+def test_every_span_that_a_recipe_may_guide_can_be_checked() -> None:
+    """`check` writes them out, so that `--help` need not import what encodes."""
+    assert f"--guide-span: {str(GuideSpan).replace('typing.', '')}, " in frozen()
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:

@@ -8,8 +8,6 @@ Shape suffixes: B rows, T tokens of the prompt, S tokens of prompt and answer.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -22,6 +20,7 @@ from torch import Tensor
 from tgalign.errors import UserError
 from tgalign.evaluate.generate import Prompt
 from tgalign.evaluate.pictures import picture_hash
+from tgalign.files import data_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,12 +90,12 @@ class Calibration:
     @property
     def sha256(self) -> str:
         """Hex digest over everything in it, the weights of the CLIP included."""
-        from tgalign.evaluate.local_host import weights_sha256
+        from tgalign.evaluate.local_host import saved_weights_sha256
 
         held = {field.name: getattr(self, field.name) for field in fields(self)}
         held["pictures"] = [picture_hash(picture) for picture in self.pictures]
-        held["clip"] = None if self.clip is None else weights_sha256(self.clip)
-        return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+        held["clip"] = None if self.clip is None else saved_weights_sha256(self.clip)
+        return data_sha256(held)
 
     def threshold(self, scores_N: Tensor) -> float:
         """The lowest threshold that at most ``budget`` of the harmless scores exceed."""

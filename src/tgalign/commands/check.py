@@ -84,7 +84,7 @@ def register(app: typer.Typer) -> None:
                 "check without --model or --tokenizer",
                 ("max_length", "retrieved_in_prompt", "guide_span"),
             )
-        if model is not None or tokenizer is not None:
+        else:
             quiet_libraries()
         sys.exit(
             run_check(

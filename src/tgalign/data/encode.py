@@ -218,19 +218,8 @@ class Encoder:
             ids, offsets = self._tokens(rendered)
             end = len(rendered)
             if self.guide_span == "question_words":
-                words = items[1].strip()  # as some templates do
-                asked = rendered.find(words, last)
-                if asked < 0:
-                    raise ValueError(
-                        f"the chat template changes the question {words[:40]!r}: no span to average"
-                    )
-                end = asked + len(words)
-
-            def first_from(place: int) -> int:
-                found = (number for number, (start, _) in enumerate(offsets) if start >= place)
-                return next(found, len(ids))
-
-            return Span(ids, first_from(last), first_from(end))
+                end = _end_of_question(items[1], rendered, last)
+            return Span(ids, _first_from(last, offsets), _first_from(end, offsets))
         ids, offsets = self._tokens(rendered)
         inside = [
             number
@@ -240,6 +229,27 @@ class Encoder:
         if not inside:
             raise ValueError(f"the text {text[:40]!r} has no token")
         return Span(ids[: inside[-1] + 1], inside[0], inside[-1] + 1)
+
+
+def _end_of_question(question: str, rendered: str, after: int) -> int:
+    """Where a question ends in what a template made, looked for from a place on.
+
+    Raises:
+        ValueError: It does not stand there.
+    """
+    words = question.strip()  # as some templates do
+    start = rendered.find(words, after)
+    if start < 0:
+        raise ValueError(
+            f"the chat template changes the question {words[:40]!r}: no span to average"
+        )
+    return start + len(words)
+
+
+def _first_from(place: int, offsets: list[tuple[int, int]]) -> int:
+    """The first token that begins at a place of the text or after it."""
+    found = (number for number, (start, _) in enumerate(offsets) if start >= place)
+    return next(found, len(offsets))
 
 
 def _read_alike(sequences: list[list[int]]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tgalign.errors import UserError
 from tgalign.evaluate.generate import Prompt, Said, answer_each
+from tgalign.files import sha256
 
 
 class LocalModel:
@@ -100,7 +101,7 @@ class LocalModel:
         return {
             "host": "local",
             "name": str(self.path),
-            "revision": weights_sha256(self.path),
+            "revision": saved_weights_sha256(self.path),
             "architecture": type(self.model).__name__,
             "chat_template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
             "chat_template": str(template),
@@ -141,11 +142,10 @@ def load_image_text_model(path: Path) -> tuple[Any, Any]:
     return model, processor
 
 
-def weights_sha256(path: Path) -> str:
+def saved_weights_sha256(path: Path) -> str:
     """Hex digest over all safetensors files of a checkpoint, by name and content."""
     digest = hashlib.sha256()
     for file in sorted(path.glob("*.safetensors")):
         digest.update(file.name.encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(file)))
     return digest.hexdigest()
