@@ -57,10 +57,10 @@ def postponed() -> Iterator[Stop]:
 def heed_parent_alone(_worker: int = 0) -> None:
     """Have a worker process end at its parent's SIGTERM, but not at one sent to the whole group.
 
-    A parent that finishes its step needs the worker until then. The worker also ends within
-    ``ORPHANED_S`` of a parent that was killed: torch's own watch over it begins only after the
-    worker has started up, and a worker whose parent is gone by then would wait for ever.
-    Where Linux does not tell who sent a signal, nothing changes.
+    For workers that are their parent's own children, forked or spawned: a parent that finishes its
+    step needs them until then. They also end within ``ORPHANED_S`` of a parent that was killed:
+    torch's own watch begins only after a worker has started up, and one whose parent is gone by
+    then would wait for ever. Where Linux does not tell who sent a signal, nothing changes.
     """
     parent = multiprocessing.parent_process()
     if sys.platform != "linux" or parent is None:

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 
 from tgalign.checkpoint import load_llava, pixel_loader, save_checkpoint
-from tgalign.config import StageConfig, TrainConfig, parse_config
+from tgalign.config import StageConfig, TrainConfig
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.load import UNPACKED, TrainingData
@@ -22,17 +22,14 @@ from tgalign.data.records import Problem, Record, read_records, require_all_good
 from tgalign.data.sources import image_root_of
 from tgalign.errors import UserError
 from tgalign.execution import compile_layers, half_products, packs, set_up
-from tgalign.files import is_free, listed_differences, read_versioned, write_json
 from tgalign.parallel import connect, sole_writer_of_all
 from tgalign.pooling import parse_layers
+from tgalign.run_folder import claim_run, text_folder, write_config
 from tgalign.stage import train_stage
 from tgalign.synthetic import Corpus
 from tgalign.text_cache import TextCache
 from tgalign.text_gate import Verdicts, gated, verdicts_of, with_companions
 from tgalign.vision_cache import VisionCache, cached_vision
-
-SCHEMA_VERSION = 1
-"""Of a run's folder: config.json and the intermediate state beside it."""
 
 
 def train(
@@ -59,7 +56,7 @@ def train(
     """
     processes = connect(config)
     with sole_writer_of_all(config.out, processes):
-        return _train_all(config, processes, progress_bar, kept_answers or _text_folder(config))
+        return _train_all(config, processes, progress_bar, kept_answers or text_folder(config))
 
 
 def _train_all(
@@ -67,7 +64,7 @@ def _train_all(
 ) -> Path:
     """The same for a run that has ``out`` for itself."""
     checkpoint = config.out / "checkpoint"
-    _claim(config)
+    claim_run(config)
     trained = (checkpoint / "config.json").is_file()
     if trained and processes.is_main_process:
         logging.getLogger(__name__).warning("%s: finished already", config.out)
@@ -135,7 +132,7 @@ def _train_stages(
     rows = [_stage_rows(model, processor, config, stage, records, data) for stage in config.stages]
     processes.wait_for_everyone()  # all have read the verdicts that were there
     if processes.is_main_process:
-        _write_config(config)
+        write_config(config)
         data.write(config.out)
         _warn_of_gaps(config, data)
         if config.text_gate:
@@ -158,7 +155,7 @@ def _train_stages(
         collator = Collator(processor.tokenizer.pad_token_id, load, pack=pack)
         states = TextCache(
             rows,
-            _text_folder(config),
+            text_folder(config),
             bf16=config.precision == "bf16",
             progress_bar=progress_bar,
         )
@@ -263,36 +260,3 @@ def _encoder(
         retrieved_in_prompt=retrieved_in_prompt,
         guide_span=config.guide_span,
     )
-
-
-def _claim(config: TrainConfig) -> None:
-    """Make ``out``, or check that the run found there has the same config."""
-    path = config.out / "config.json"
-    try:
-        if path.is_file():
-            found = read_versioned(path, SCHEMA_VERSION, "a training run")
-            del found["schema_version"]
-            there = parse_config(found, str(path))
-            if there != config:
-                both = (it.model_dump(mode="json") for it in (there, config))
-                raise UserError(
-                    f"{config.out} holds a run with another config ({listed_differences(*both)}): "
-                    "name another folder as out, or remove it"
-                )
-            return
-        if not is_free(config.out, but=_text_folder(config)):
-            raise UserError(
-                f"{config.out} is not empty and holds no training run: name another folder as out"
-            )
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise UserError(f"cannot write to {config.out}: {fault}") from None
-
-
-def _write_config(config: TrainConfig) -> None:
-    """Write the config into ``out``: from here on it holds this run."""
-    try:
-        said = {"schema_version": SCHEMA_VERSION, **config.model_dump(mode="json")}
-        write_json(config.out / "config.json", said)
-    except OSError as fault:
-        raise UserError(f"cannot write to {config.out}: {fault}") from None

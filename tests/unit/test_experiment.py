@@ -1,6 +1,7 @@
 """`tgalign lab experiment`: what a change changes, and what it says to mistakes."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from tgalign.lab import experiment
 from tgalign.lab.arms import arm_config
 from tgalign.lab.experiment import run_experiment
 from tgalign.lab.experiment_tables import conflict_table, table
+from tgalign.run_folder import claim_run, write_config
 
 
 @pytest.fixture
@@ -88,6 +90,45 @@ def test_other_data_or_settings_have_other_folders_and_a_finished_one_is_not_rep
     assert [json.loads(line)["changes"] for line in lines] == [
         [], ["data.pictures=99"], ["companions=0.5"],
     ]  # fmt: skip
+
+
+def test_a_moved_folder_holds_what_was_finished_there(seen, tmp_path, monkeypatch):
+    options = {"arm": "tga", "conflict": True}
+    first = run(tmp_path / "here", **options)
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tgalign.lab.arms.ASSETS", tmp_path / "elsewhere")
+    assert run(Path("there"), **options) == first
+    assert len(seen) == 1
+    run(Path("there"), arm="tga")  # without the conflict
+    assert len(seen) == 2
+
+
+def test_a_killed_one_goes_on_where_its_folder_was_moved_to(tmp_path, monkeypatch):
+    """Another training than that of its own folder's name would be refused."""
+
+    class Killed(BaseException):
+        pass
+
+    begun = []
+
+    def train(config, **_):
+        claim_run(config)
+        write_config(config)
+        begun.append(config)
+        raise Killed
+
+    monkeypatch.setattr("tgalign.train.train", train)
+    small = [f"data.{it}=40" for it in ("pictures", "texts", "corpus")]
+    with pytest.raises(Killed):
+        run(tmp_path / "here", *small)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(Killed):
+        run(tmp_path / "there", *small)
+    before, after = begun
+    assert before.out.name == after.out.name
+    assert before.out.parent.name == after.out.parent.name
+    assert after.records.is_file() and not before.records.is_file()
 
 
 @pytest.mark.parametrize(

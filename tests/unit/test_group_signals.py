@@ -24,7 +24,7 @@ how = sys.argv[1]
 def start(worker):
     heed_parent_alone(worker)
     if how == "killed early" and worker == 1:
-        time.sleep(3)  # its parent is gone when it first looks who that is
+        time.sleep(1000)  # its parent is gone when it first looks who that is
 loader = DataLoader(
     range(100), num_workers=2, worker_init_fn=start, multiprocessing_context="fork"
 )

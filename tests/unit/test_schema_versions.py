@@ -25,8 +25,8 @@ from tgalign.report.conditions import combine
 from tgalign.report.demo_report import write_demo_report
 from tgalign.report.diagnosis_report import read_diagnosis, report_diagnoses
 from tgalign.retrieval.index import Index
+from tgalign.run_folder import claim_run
 from tgalign.text_store import TextStore
-from tgalign.train import _claim
 
 VERSIONS = Path(__file__).parents[1] / "data" / "versions"
 
@@ -61,7 +61,7 @@ def open_training(folder: Path) -> None:
     said = read_json(VERSIONS / "training-1/config.json") | {"out": str(folder)}
     path = folder / "config.json"
     path.write_text(json.dumps(read_json(path) | {"out": str(folder)}))
-    _claim(parse_config(said, "the same recipe today"))
+    claim_run(parse_config(said, "the same recipe today"))
 
 
 def open_comparison(folder: Path) -> None:

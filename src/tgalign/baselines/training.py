@@ -137,10 +137,12 @@ def train_method(out: Path, seed: int, setting: Setting, name: str) -> Path:
     Returns:
         The folder of its checkpoint.
     """
+    from tgalign.run_folder import adopt
     from tgalign.train import train
 
     write_records(out, seed, setting, name)
     config = training_config(out, seed, setting, name)
+    adopt(config)
     return train(config, progress_bar=False, kept_answers=out / f"seed{seed}")
 
 

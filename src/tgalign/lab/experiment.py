@@ -39,6 +39,12 @@ _Settings = TypeVar("_Settings", bound="DataSize | Quality")
 _FIXED = ("model", "records", "out", "seed", "data.objects", "data.style", "data.toxic_share")
 """What an experiment states elsewhere or must not change."""
 
+_PATHS: Any = {
+    **dict.fromkeys(("model", "records", "out", "probes"), True),
+    "synthetic": {"clip", "texts"},
+}
+"""Where things lie decides nothing: what they hold follows from all else and ``made_with``."""
+
 
 def run_experiment(
     out: Path,
@@ -99,9 +105,8 @@ def run_experiment(
         config = parse_config(config.model_dump() | {"probes": probes}, "the changed arm")
     what = {"arm": arm, "condition": condition, "toxic_share": share, "seed": seed}
     what |= {"changes": list(changes)}
-    # Where the installation lies decides nothing: made_with has the digests of its CLIP.
-    decides = config.model_dump(mode="json", exclude={"synthetic": {"clip"}})
-    folder = out / f"{arm}-{digest([what, decides, made_with])}"
+    decides = config.model_dump(mode="json", exclude=_PATHS)
+    folder = out / f"{arm}-{digest([what, conflict, decides, made_with])}"
     with sole_writer(out):
         if not (folder / "result.json").is_file():
             config = config.model_copy(update={"out": folder / "run"})
@@ -130,6 +135,7 @@ def _measured(
     from tgalign.lab.assets import lab_llava, load_lab, load_llm
     from tgalign.lab.measure import measure
     from tgalign.lab.suite import lab_suite
+    from tgalign.run_folder import adopt
     from tgalign.train import train
 
     lab = load_lab()
@@ -147,6 +153,7 @@ def _measured(
         measured["similarity"] = similarity(config.records)
     for path in config.probes.values():
         _write_probe(path, data, toxic="toxic" in path.name)
+    adopt(config)
     model, processor = load_llava(train(config, progress_bar=progress_bar, kept_answers=data))
     suite = lab_suite(
         SUITE + seed, num_benign=150, num_texts=150, objects=size.objects, style=size.style
