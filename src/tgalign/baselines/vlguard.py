@@ -44,8 +44,9 @@ METHOD = Training(
     paper="Zong et al., ICML 2024, arXiv 2402.02207 (VLGuard)",
     what="Mixes toxic pictures answered by refusals, and harmless ones answered plainly, into the "
     "alignment data; trains by cross-entropy.",
-    departure="Its set is a tenth of the alignment data and takes part in both stages; the paper's "
-    "has harmful instructions on harmless pictures too, which the lab's text rows cover.",
+    departure="Its set has a toxic and a harmless picture for every ten of the alignment data and "
+    "takes part in both stages; the paper's has harmful instructions on harmless pictures too, "
+    "which the lab's text rows cover.",
     records=records,
     uses_image_safety_data=True,
 )
