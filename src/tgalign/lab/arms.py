@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from tgalign.config import ObjectiveConfig, StageConfig, SyntheticConfig, TrainConfig
 from tgalign.data.encode import GuideSpan
 from tgalign.lab.assets import ASSETS, CLIP
+from tgalign.lab.precision import fast_precision
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,3 @@ def arm_config(
             _STAGE_2.model_copy(update=steps | {"objective": arm.stage2}),
         ],
     )
-
-
-def fast_precision() -> Literal["fp32", "bf16"]:
-    """Bfloat16 where this CPU multiplies it in hardware (twice as fast), else float32."""
-    import torch
-
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if native else "fp32"

@@ -14,6 +14,7 @@ from torch import Tensor
 from tgalign.lab.language import scene_caption
 from tgalign.lab.objects import Style, Thing, picture_pool
 from tgalign.lab.pictures import SIZE, draw, sample_scene
+from tgalign.lab.precision import fast_products
 from tgalign.retrieval.exact import text_inputs
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def train_clip(
         shown_BK = torch.zeros(BATCH_SIZE, len(index))
         for row, scene in enumerate(scenes):
             shown_BK[row, [index[thing] for thing in scene.things]] = 1
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             vision = model.vision_model(pixel_values=pixels, output_hidden_states=True)
             image_BD = model.visual_projection(vision.pooler_output)
             text_BD = model.get_text_features(**texts).pooler_output

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tgalign.lab.language import TextExample, text_example
+from tgalign.lab.precision import fast_products
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +158,7 @@ def train_llm(
         embeds_BTD = model.get_input_embeddings()(batch["input_ids"])
         if messy:
             embeds_BTD = blur(embeds_BTD, context_BT, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             loss = model(
                 inputs_embeds=embeds_BTD,
                 attention_mask=batch["attention_mask"],
