@@ -8,16 +8,21 @@ OUT    ?= demo
 .PHONY: demo test check lab format clean experiments conditions compare docs
 .PHONY: coverage mutation release-check fuzz sbom
 
-# torch goes first and pinned, so that nothing later pulls a second (CUDA) build.
-$(BIN)/.installed: pyproject.toml
+# torch goes first and pinned, so that nothing later pulls a second (CUDA) build. Modules are compiled
+# when they are first imported: most of the many files never are.
+INSTALL := $(BIN)/pip install --quiet --no-compile
+$(BIN)/.torch:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "torch==2.13.*"
-	$(BIN)/pip install --quiet -e .
+	$(INSTALL) "torch==2.13.*"
 	touch $@
 
-$(BIN)/.installed-dev: $(BIN)/.installed
-	$(BIN)/pip install --quiet -e ".[dev]"
+$(BIN)/.installed: pyproject.toml | $(BIN)/.torch
+	$(INSTALL) -e .
 	touch $@
+
+$(BIN)/.installed-dev: pyproject.toml | $(BIN)/.torch
+	$(INSTALL) -e ".[dev]"
+	touch $(BIN)/.installed $@
 
 demo: $(BIN)/.installed        ## train CE-only, released_nograd and TGA on the lab, measure, write $(OUT)/report.html
 	$(BIN)/tgalign demo --out $(OUT) --seeds $(SEEDS)
