@@ -52,6 +52,17 @@ def test_a_single_turn_token_by_token(encoder, tokenizer):
     assert (row.image, row.caption, row.retrieved) == (IMAGE, None, None)
 
 
+@pytest.mark.parametrize("guide_span", ["picture", "question", "question_words"])
+def test_words_that_the_tokenizer_lacks_are_noticed_where_they_count(encoder, guide_span):
+    made = encoder(guide_span=guide_span)
+    turns = (USER, "what color ?"), (ASSISTANT, "red .")
+    told = {"caption": CAPTION, "retrieved": RETRIEVED}
+    assert not made.has_unknown(made.encode(record(*turns, **told)))
+    for name in told:  # where the question is averaged, its states have read them
+        assert made.has_unknown(made.encode(record(*turns, **told | {name: "a zyzzy ."})))
+    assert made.has_unknown(made.encode(record(turns[0], (ASSISTANT, "zyzzy ."), **told)))
+
+
 def test_several_turns_teach_every_answer_and_nothing_else(encoder, tokenizer):
     turns = (USER, "what ?"), (ASSISTANT, "a cat ."), (USER, "color ?"), (ASSISTANT, "red .")
     row = encoder().encode(record(*turns, (USER, "is there a dog ?")))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -136,9 +136,11 @@ class Encoder:
             self.tokenizer.pad_token_id,
         ):  # as of GPT-2, which writes every byte
             return False
-        spans = [span for span in (row.caption, row.retrieved) if span is not None]
+        told = [span for span in (row.caption, row.retrieved) if span is not None]
+        if row.question is not None:  # its states are those of a text read before it
+            told = [replace(span, start=0) for span in told]
         return unknown in row.labels or any(
-            unknown in span.input_ids[span.start : span.end] for span in spans
+            unknown in span.input_ids[span.start : span.end] for span in told
         )
 
     def encode_all(
