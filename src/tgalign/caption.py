@@ -19,6 +19,7 @@ from tgalign.data.records import Problem, read
 from tgalign.data.shapes import as_ours
 from tgalign.data.sources import Raw, Source, image_root_of, open_source, with_bar
 from tgalign.errors import UserError
+from tgalign.evaluate.refusal import judge
 from tgalign.files import named, write_text
 from tgalign.locks import sole_writer
 
@@ -39,7 +40,7 @@ class Captioned:
     Attributes:
         captioned: Rows that got a caption.
         kept: Rows that had one, or show no picture; written as they were.
-        problems: Rows that were left out, and why.
+        problems: Rows that were left out, and why; a refusal is no caption.
     """
 
     captioned: int
@@ -118,10 +119,14 @@ def caption(
             if row.image is None:
                 kept += 1
                 lines.append(row.content)
-            elif row.image in failed:
+                continue
+            answer = done.get(str(row.image), "")
+            if row.image not in failed and judge(answer, prompt).label == "refused":
+                failed[row.image] = f"the model refuses to caption it: {answer[:80]!r}"
+            if row.image in failed:
                 problems.append(Problem(row.file, row.number, failed[row.image]))
             else:
-                lines.append(row.content | {"caption": done[str(row.image)]})
+                lines.append(row.content | {"caption": answer})
         problems.sort(key=lambda problem: problem.row)
         left_out = out.with_name(out.name + PROBLEMS)
         if problems:

@@ -279,8 +279,9 @@ def parse_config(data: dict[str, Any], source: str) -> TrainConfig:
         lines = []
         for error in fault.errors():
             where = ".".join(str(part) for part in error["loc"]) or "(whole file)"
-            given = "" if error["type"] == "missing" else f", got {error['input']!r:.80}"
-            said = error["msg"]
+            whole = isinstance(error["input"], dict)  # of what lacks a key, or does not go together
+            given = "" if whole else f", got {error['input']!r:.80}"
+            said = error["msg"].removeprefix("Value error, ")
             if error["type"] == "extra_forbidden":
                 said, given = "unknown key", given + _meant(str(error["loc"][-1]))
             lines.append(f"  {where}: {said}{given}")

@@ -31,7 +31,9 @@ from tgalign.evaluate.refusal import judge
 from tgalign.files import INCOMPLETE, data_sha256, digest, read_json, write_json
 from tgalign.text_store import turn_to_fill, unversioned, weights_sha256
 
-_FILE, _PART = "text_gate.json", "text_gate-{}" + INCOMPLETE
+GATE_FILE = "text_gate.json"
+"""What it found, in the folder of a run."""
+_PART = "text_gate-{}" + INCOMPLETE
 _AT_ONCE = 4096
 """Questions after which what is known is kept."""
 
@@ -75,9 +77,13 @@ class Verdicts:
     rows: list[int]
     texts: list[int]
 
+    def __str__(self) -> str:
+        found = f"text gate: the language model refuses the captions of {len(self.rows):,} rows"
+        return found + (f", and {len(self.texts):,} texts" if self.texts else "")
+
     def write(self, out: Path) -> None:
         """Keep them for a run that goes on: another machine may hear other answers."""
-        write_json(out / _FILE, asdict(self))
+        write_json(out / GATE_FILE, asdict(self))
         for part in out.glob(_PART.format("*")):
             part.unlink()
 
@@ -108,8 +114,8 @@ def verdicts_of(
     Raises:
         UserError: No record has a picture and a caption, or a question has no answer.
     """
-    if (out / _FILE).is_file():
-        return Verdicts(**read_json(out / _FILE))
+    if (out / GATE_FILE).is_file():
+        return Verdicts(**read_json(out / GATE_FILE))
     asked = [
         (it.row, it.caption, it.messages[0][1])
         for it in records

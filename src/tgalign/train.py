@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,7 +29,7 @@ from tgalign.run_folder import claim_run, text_folder, write_config
 from tgalign.stage import train_stage
 from tgalign.synthetic import Corpus
 from tgalign.text_cache import TextCache
-from tgalign.text_gate import Verdicts, gated, verdicts_of, with_companions
+from tgalign.text_gate import GATE_FILE, Verdicts, gated, verdicts_of, with_companions
 from tgalign.vision_cache import VisionCache, cached_vision
 
 
@@ -137,6 +138,8 @@ def _train_stages(
         _warn_of_gaps(config, data)
         if config.text_gate:
             verdicts.write(config.out)
+            if show:
+                print(f"{verdicts}: {config.out / GATE_FILE}", file=sys.stderr)
     load_pixels = pixel_loader(processor)
     caching: Any = nullcontext(load_pixels)
     if config.cache_vision:

@@ -131,6 +131,18 @@ def test_a_picture_of_several_rows_is_captioned_once(checkpoint, tmp_path, monke
     assert first == row | {"caption": first["caption"]}
 
 
+def test_a_refusal_is_no_caption(checkpoint, tmp_path, monkeypatch):
+    for number in range(3):
+        draw(tmp_path / f"{number}.png", number)
+    said = ["a red square .", "I'm sorry, but I can't describe this image.", "a knife ."]
+    monkeypatch.setattr(Captioner, "__call__", lambda *_: said)
+    out = tmp_path.with_suffix(".jsonl")
+    done = run(tmp_path, checkpoint, out)
+    assert (done.captioned, done.kept, [it.row for it in done.problems]) == (2, 0, [2])
+    assert "refuses to caption it: \"I'm sorry" in done.problems[0].reason
+    assert [row["caption"] for row in lines_of(out)] == [said[0], said[2]]
+
+
 def test_bad_rows_are_left_out_counted_and_named(folder, checkpoint, tmp_path, tgalign):
     (folder / "0.png").write_bytes(b"no picture")
     data = (folder / "2.png").read_bytes()

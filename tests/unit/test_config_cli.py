@@ -122,7 +122,8 @@ def test_every_wrong_setting_is_named_at_once(tgalign, recipe):
 
 def test_two_stages_of_one_name_are_refused(tgalign, recipe):
     stage = {"name": "same", "train": ["projector"], "steps": 1, "batch_size": 1, "projector_lr": 1}
-    refused(tgalign, recipe(stages=[stage, stage]), "different names", "['same', 'same']")
+    said = refused(tgalign, recipe(stages=[stage, stage]), "different names", "['same', 'same']")
+    assert "PosixPath" not in said and "Value error" not in said
 
 
 GUIDE = {"objective": {"weight": 1.0}}

@@ -219,7 +219,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_run_is_not_mixed_up(tmp_path: Path) -> None:
     run(Echo(), items("a"), tmp_path)
-    with pytest.raises(UserError, match=r"another evaluation \(questions differ"):
+    with pytest.raises(UserError, match=r"another evaluation \(questions: "):
         run(Echo(), items("b"), tmp_path)
     with pytest.raises(UserError, match=r"another evaluation \(model"):
         run(Echo(name="other"), items("a"), tmp_path)
@@ -330,3 +330,27 @@ def test_another_image_text_model_is_asked_too(llm, vision, processor, tmp_path:
     assert all(said.error is None for said in together.values()), together
     host.batch_size = 1
     assert dict(host.answer(prompts)) == together
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (("--against", "nowhere"), "no evaluation at nowhere"),
+        (("RUN",), "run is a training run: its checkpoint is"),
+    ],
+)
+def test_a_wrong_folder_is_named_before_anything_is_asked(
+    wrong, said, checkpoint, tmp_path, tgalign
+):
+    (tmp_path / "test/benign").mkdir(parents=True)
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "test/benign/0.png")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    (tmp_path / "run/checkpoint").symlink_to(checkpoint)
+    model, *more = (tmp_path / "run",) if wrong == ("RUN",) else (checkpoint, *wrong)
+    suite = f"folder={tmp_path / 'test'}"
+    status, _, fault = tgalign(
+        "evaluate", model, "--suite", suite, "--out", tmp_path / "out", *more
+    )
+    assert (status, said in fault) == (2, True), fault
+    assert not list(tmp_path.glob("out/items*"))

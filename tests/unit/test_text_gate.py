@@ -256,3 +256,9 @@ def test_what_another_process_has_no_answer_to_ends_all(record, lab, tmp_path, m
         verdicts_of(tmp_path, [dataclasses.replace(record, caption=TOXIC)], [], *lab, False)
     ((said, fault),) = met
     assert (len(said), fault) == (1, None)
+
+
+def test_verdicts_say_what_was_found() -> None:
+    said = "text gate: the language model refuses the captions of 1,200 rows"
+    assert str(Verdicts(list(range(1200)), [])) == said
+    assert str(Verdicts(list(range(1200)), [4])) == said + ", and 1 texts"

@@ -57,8 +57,8 @@ def register(app: typer.Typer) -> None:
         """Caption the pictures that have no caption, with any image-text-to-text model.
 
         Interrupt it at will: the same command goes on where it was. Rows that have a caption are
-        written as they are; pictures that cannot be read or captioned are left out and named in
-        OUT.problems.jsonl. Exit status: 0 if there are none, else 1.
+        written as they are; pictures that cannot be read, or that the model refuses to caption, are
+        left out and named in OUT.problems.jsonl. Exit status: 0 if there are none, else 1.
         """
         from tgalign.caption import PROBLEMS
         from tgalign.caption import caption as run

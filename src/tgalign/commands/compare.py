@@ -62,7 +62,10 @@ def compare(
         int | None, typer.Option(min=1, help="Processes side by side; by default one a core.")
     ] = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Only say how many hours are left.")
+        bool,
+        typer.Option(
+            "--estimate", help="Only say how many hours are left, of a comparison of methods."
+        ),
     ] = False,
     smoke: Annotated[
         bool,

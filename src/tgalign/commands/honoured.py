@@ -44,7 +44,7 @@ def refuse(context: typer.Context, mode: str, refused: Collection[str]) -> None:
         and source.name == "COMMANDLINE"
     ]
     if given:
-        raise UserError(f"{mode} has no use for {', '.join(given)}: leave that out")
+        raise UserError(f"{mode} has no use for {', '.join(given)}: leave out one or the other")
 
 
 def _form_given(parameter: Any, value: Any) -> str:

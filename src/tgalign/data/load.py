@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import Problem, Record, listed, read
@@ -193,15 +193,14 @@ class TrainingData:
                     unknown,
                 )
 
-    def _shown(self, records: Iterable[Record], title: str) -> Iterable[Record]:
-        """The records, with a bar if one is wanted."""
-        return track(
-            records,
-            title,
-            total=len(self.records),
-            console=Console(stderr=True),
-            disable=not self._progress_bar,
-        )
+    def _shown(self, records: Iterable[Record], title: str) -> Iterator[Record]:
+        """Some of the records, with a bar if one is wanted."""
+        with Progress(console=Console(stderr=True), disable=not self._progress_bar) as bar:
+            task = bar.add_task(title, total=len(self.records))
+            for record in records:
+                yield record
+                bar.advance(task)
+            bar.update(task, total=bar.tasks[task].completed)  # these were all
 
     def _require_few(self, bad: list[Problem]) -> None:
         if len(bad) > self._max_bad_share * self._rows:

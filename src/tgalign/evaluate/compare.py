@@ -21,6 +21,22 @@ from tgalign.evaluate.statistics import (
 Pair = tuple[Row, Row]
 
 
+def read_evaluation(where: Path) -> dict[str, dict[str, Any]]:
+    """The rows of an evaluation by id.
+
+    Args:
+        where: Its folder, or the results.json in it.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    if not where.exists():
+        raise UserError(
+            f"no evaluation at {where}: expected the folder of one, or its results.json"
+        )
+    return read_items((where if where.is_dir() else where.parent) / ITEMS)
+
+
 def load_pairs(one: Path, other: Path) -> tuple[list[Pair], int]:
     """The items that two evaluations share, with both rows, and how many only one of them has.
 
@@ -31,7 +47,7 @@ def load_pairs(one: Path, other: Path) -> tuple[list[Pair], int]:
     Raises:
         UserError: They share no item, or shared items asked different things.
     """
-    rows, others = (read_items((p if p.is_dir() else p.parent) / ITEMS) for p in (one, other))
+    rows, others = read_evaluation(one), read_evaluation(other)
     shared = [(row, others[name]) for name, row in rows.items() if name in others]
     if not shared:
         raise UserError(f"{one} and {other} share no item: evaluate both on the same suite")

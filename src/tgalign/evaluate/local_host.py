@@ -125,6 +125,8 @@ def load_image_text_model(path: Path) -> tuple[Any, Any]:
 
     if not (path / "config.json").is_file():
         raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
+    if (path / "checkpoint/config.json").is_file():
+        raise UserError(f"{path} is a training run: its checkpoint is {path / 'checkpoint'}")
     try:
         kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
         if kind == "llava":

@@ -18,7 +18,7 @@ from tgalign.evaluate.generate import Prompt, Said
 from tgalign.evaluate.pictures import PictureError, picture_hash
 from tgalign.evaluate.refusal import Verdict, judge
 from tgalign.evaluate.utility import score
-from tgalign.files import read_versioned, write_json, write_text
+from tgalign.files import listed_differences, read_versioned, write_json, write_text
 
 ITEMS, STATE = "items.jsonl", "run.json"
 SCHEMA_VERSION = 1
@@ -241,11 +241,10 @@ def _check_same_run(out: Path, state: dict[str, Any]) -> None:
     if path.is_file():
         found = read_versioned(path, SCHEMA_VERSION, "an evaluation under way")
         if found != state:
-            changed = [key for key in state if found.get(key) != state[key]]
             raise UserError(
-                f"{out} holds another evaluation ({', '.join(changed)} differ: the checkpoint, "
-                "its --defence, or --suite, --condition, --limit, --seed): choose another --out, "
-                "or remove it"
+                f"{out} holds another evaluation ({listed_differences(found, state)}): give the "
+                "same checkpoint, --defence, --suite, --condition, --limit and --seed, choose "
+                "another --out, or remove it"
             )
     elif (out / ITEMS).is_file():
         raise UserError(f"{out} holds {ITEMS} of unknown origin: choose another --out")
