@@ -173,7 +173,7 @@ def test_nothing_answered_is_a_user_s_error(checkpoint, tmp_path: Path) -> None:
         (["evaluate", "m", "--out", "OUT", "--judge-url", "http://x"], "needs --judge-model"),
         (["evaluate", "m", "--out", "OUT", "--url", "http://x", "--defence", "ecso"], "url out"),
         (["evaluate", "m", "--out", "OUT", "--judge-model", "gpt"], "expected PROVIDER/NAME"),
-        (["parity", "nowhere", "nowhere"], "no items at"),
+        (["parity", "nowhere", "nowhere"], "no evaluation at"),
     ],
 )
 def test_mistakes_are_said_and_end_with_status_2(
