@@ -1,12 +1,11 @@
 """Every `tgalign` line of the README runs, in the order given, with demos cut short."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,7 +22,11 @@ def readme_commands() -> list[str]:
     return [line for line in lines if line.startswith("tgalign ")]
 
 
-def test_readme_commands_run(tmp_path: Path) -> None:
+def test_readme_commands_run(
+    tmp_path: Path, tgalign: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process: each new one spends seconds on imports, and `test_demo.py` has real ones."""
+    monkeypatch.chdir(tmp_path)
     commands = readme_commands()
     assert len(commands) >= 5
     assert set(TOO_LONG) <= set(commands)
@@ -39,7 +42,7 @@ def test_readme_commands_run(tmp_path: Path) -> None:
             continue
         arguments = shlex.split(command)[1:]
         if arguments[0] == "demo":
-            arguments.append("--smoke")
+            arguments += ["--smoke", "--jobs", "1"]
             if "--seeds" in arguments:
                 arguments[arguments.index("--seeds") + 1] = "1"
         if arguments[:2] == ["lab", "experiment"]:
@@ -47,10 +50,6 @@ def test_readme_commands_run(tmp_path: Path) -> None:
                 arguments += ["--set", small]
         if arguments[0] == "diagnose":
             arguments += ["--per-scene", "2", "--patch-layers", "2-2"]
-        done = subprocess.run(
-            [sys.executable, "-m", "tgalign", *arguments],
-            cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        status, _, said = tgalign(*arguments)
+        assert status == 0, f"{command}\n{said}"
     assert (tmp_path / "runs/lab/checkpoint/model.safetensors").is_file()
