@@ -114,19 +114,18 @@ def caption(
                     failed |= faults
                     if said:
                         _append(journal, said)
+        for path in wanted:
+            if path not in failed and judge(answer := done[str(path)], prompt).label == "refused":
+                failed[path] = f"the model refuses to caption it: {answer[:80]!r}"
         lines, kept = [], 0
         for row in rows:
             if row.image is None:
                 kept += 1
                 lines.append(row.content)
-                continue
-            answer = done.get(str(row.image), "")
-            if row.image not in failed and judge(answer, prompt).label == "refused":
-                failed[row.image] = f"the model refuses to caption it: {answer[:80]!r}"
-            if row.image in failed:
+            elif row.image in failed:
                 problems.append(Problem(row.file, row.number, failed[row.image]))
             else:
-                lines.append(row.content | {"caption": answer})
+                lines.append(row.content | {"caption": done[str(row.image)]})
         problems.sort(key=lambda problem: problem.row)
         left_out = out.with_name(out.name + PROBLEMS)
         if problems:
