@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SEEDS  ?= 1
 OUT    ?= demo
 
-.PHONY: demo test check lab format clean experiments conditions compare docs
+.PHONY: demo test check lint types tests lab format clean experiments conditions compare docs
 .PHONY: coverage mutation release-check fuzz sbom
 
 # torch goes first and pinned, so that nothing later pulls a second (CUDA) build. Modules are compiled
@@ -27,12 +27,19 @@ $(BIN)/.installed-dev: pyproject.toml | $(BIN)/.torch
 demo: $(BIN)/.installed        ## train CE-only, released_nograd and TGA on the lab, measure, write $(OUT)/report.html
 	$(BIN)/tgalign demo --out $(OUT) --seeds $(SEEDS)
 
-check: $(BIN)/.installed-dev   ## ruff and mypy
+check: lint types              ## ruff and mypy
+
+test: lint                     ## lint, types, tests; mypy beside the tests
+	$(MAKE) --jobs 2 types tests
+
+lint: $(BIN)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(BIN)/.installed-dev
 	$(BIN)/mypy
 
-test: check                    ## lint, types, tests
+tests: $(BIN)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 format: $(BIN)/.installed-dev

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +68,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, i
 @pytest.fixture(scope="module")
 def compared(killed: tuple[Path, dict[Path, int]]) -> Path:
     out, _ = killed
-    done = run("--out", str(out), "--smoke", "--jobs", "2")
+    done = run("--out", str(out), "--smoke", "--jobs", "1")
     assert done.returncode == 0, done.stderr
     assert "SMOKE RUN, figures mean nothing" in done.stdout
     return out
@@ -113,14 +115,16 @@ def test_published_codes_control_trains_what_cross_entropy_trains(compared: Path
     assert len(set(weights.values())) == len(weights) - 1
 
 
-def test_what_is_finished_is_not_repeated_and_methods_can_be_added(compared: Path) -> None:
+def test_what_is_finished_is_not_repeated_and_methods_can_be_added(
+    compared: Path, tgalign: Callable[..., Any]
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in compared.glob("seed0/measured/*")}
     given = next(compared.glob("seed0/runs/tga-*/checkpoint"))
-    done = run(
-        "--out", str(compared), "--smoke", "--jobs", "1", "--methods", "ce,vlguard+safety_prompt",
-        "--checkpoint", f"mine={given}",
+    status, _, told = tgalign(
+        "compare", "--out", compared, "--smoke", "--jobs", "1",
+        "--methods", "ce,vlguard+safety_prompt", "--checkpoint", f"mine={given}",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert status == 0, told
     assert {path: path.stat().st_mtime_ns for path in before} == before
     content = json.loads((compared / "comparison.json").read_text())["methods"]
     assert list(content) == ["ce", "vlguard+safety_prompt", "mine"]
@@ -128,11 +132,13 @@ def test_what_is_finished_is_not_repeated_and_methods_can_be_added(compared: Pat
     assert content["mine"]["uses_image_safety_data"] is None
 
 
-def test_an_estimate_trains_nothing(tmp_path: Path) -> None:
+def test_an_estimate_trains_nothing(tmp_path: Path, tgalign: Callable[..., Any]) -> None:
     out = tmp_path / "out"
-    done = run("--out", str(out), "--smoke", "--estimate", "--methods", "ce,ecso")
-    assert done.returncode == 0, done.stderr
-    assert "2 measurements (2 methods, 1 seeds) are left: about 0.0 hours" in done.stdout
+    status, said, told = tgalign(
+        "compare", "--out", out, "--smoke", "--estimate", "--methods", "ce,ecso"
+    )
+    assert status == 0, told
+    assert "2 measurements (2 methods, 1 seeds) are left: about 0.0 hours" in said
     assert not list(out.glob("seed0/runs")) and not (out / "comparison.json").exists()
 
 
@@ -183,4 +189,4 @@ def test_a_variant_of_an_ablation_runs_with_a_language_model_of_its_own(tmp_path
     )
     assert found["rates"]["dsr"]["n"] == 200
     assert set(found["dsr_by_scene"]) == {"alcohol", "bloody", "cigarette", "knife", "porn"}
-    assert json.loads((tmp_path / "seed0/llm64-smoke/config.json").read_text())["hidden_size"] == 64
+    assert json.loads((tmp_path / "llm64-smoke/config.json").read_text())["hidden_size"] == 64

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +32,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "out"
-    done = run("demo", "--out", str(out), "--seeds", "2", "--smoke")
+    done = run("demo", "--out", str(out), "--seeds", "2", "--smoke", "--jobs", "1")
     assert done.returncode == 0, done.stderr
     assert "DSR cigarette" in done.stdout
     assert re.search(CLOCK, done.stdout)
@@ -84,16 +86,18 @@ def test_no_picture_of_the_training_data_is_paired_with_a_refusal(demo: Path) ->
     assert texts > 0  # refusals are learnt, to texts
 
 
-def test_other_versions_or_settings_are_not_mixed_into_a_table(demo: Path, tmp_path: Path) -> None:
+def test_other_versions_or_settings_are_not_mixed_into_a_table(
+    demo: Path, tmp_path: Path, tgalign: Callable[..., Any]
+) -> None:
     copied = tmp_path / "copied"
     shutil.copytree(demo, copied)
     path = copied / "seed1/tga/measurement.json"
     found = json.loads(path.read_text())
     found["made_with"]["versions"]["torch"] = "1.0"
     path.write_text(json.dumps(found))
-    done = run("demo", "--out", str(copied), "--seeds", "2", "--smoke")
-    assert done.returncode == 2
-    assert "seed1/tga/measurement.json was made with other settings" in done.stderr
+    status, _, told = tgalign("demo", "--out", copied, "--seeds", "2", "--smoke")
+    assert status == 2
+    assert "seed1/tga/measurement.json was made with other settings" in told
 
 
 def test_report_and_pictures_are_there(demo: Path) -> None:
@@ -107,18 +111,19 @@ def test_report_and_pictures_are_there(demo: Path) -> None:
     assert not list(demo.rglob("*.incomplete"))
 
 
-def test_a_finished_demo_is_not_repeated(demo: Path) -> None:
+def test_a_finished_demo_is_not_repeated(demo: Path, tgalign: Callable[..., Any]) -> None:
     before = (demo / "seed1/tga/measurement.json").stat().st_mtime_ns
-    done = run("demo", "--out", str(demo), "--seeds", "2", "--smoke")
-    assert done.returncode == 0, done.stderr
+    status, _, told = tgalign("demo", "--out", demo, "--seeds", "2", "--smoke")
+    assert status == 0, told
     assert (demo / "seed1/tga/measurement.json").stat().st_mtime_ns == before
 
 
-def test_another_demo_in_the_same_folder_is_refused(demo: Path) -> None:
-    done = run("demo", "--out", str(demo), "--smoke", "--condition", "absent")
-    assert done.returncode == 2
-    assert "another --out" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_another_demo_in_the_same_folder_is_refused(
+    demo: Path, tgalign: Callable[..., Any]
+) -> None:
+    status, _, told = tgalign("demo", "--out", demo, "--smoke", "--condition", "absent")
+    assert status == 2
+    assert "another --out" in told
 
 
 @pytest.mark.parametrize(
@@ -132,43 +137,51 @@ def test_another_demo_in_the_same_folder_is_refused(demo: Path) -> None:
     ],
 )
 def test_unknown_arms_styles_and_shares_are_refused(
-    options: list[str], message: str, tmp_path: Path
+    options: list[str], message: str, tmp_path: Path, tgalign: Callable[..., Any]
 ) -> None:
-    done = run("demo", "--out", str(tmp_path / "x"), *options)
-    assert done.returncode == 2
-    assert message in done.stderr
+    status, _, told = tgalign("demo", "--out", tmp_path / "x", *options)
+    assert status == 2
+    assert message in told
     assert not (tmp_path / "x").exists()
 
 
-def test_more_arms_can_be_added_to_a_finished_demo(demo: Path, tmp_path: Path) -> None:
+def test_more_arms_can_be_added_to_a_finished_demo(
+    demo: Path, tmp_path: Path, tgalign: Callable[..., Any]
+) -> None:
     copied = tmp_path / "copied"
     shutil.copytree(demo, copied)
-    done = run("demo", "--out", str(copied), "--smoke", "--arms", "ce,paper,tga", "--no-progress")
-    assert done.returncode == 0, done.stderr
+    status, said, told = tgalign(
+        "demo", "--out", copied, "--smoke", "--arms", "ce,paper,tga", "--jobs", "1", "--no-progress"
+    )
+    assert status == 0, told
     arms = json.loads((copied / "results.json").read_text())["arms"]
     assert list(arms) == ["ce", "paper", "tga"]
-    assert "seed 0: models done: paper" in done.stdout
-    assert not re.search(CLOCK, done.stdout)
+    assert "seed 0: models done: paper" in said
+    assert not re.search(CLOCK, said)
 
 
-def test_a_report_of_two_demos_is_made_by_the_command_line(demo: Path, tmp_path: Path) -> None:
+def test_a_report_of_two_demos_is_made_by_the_command_line(
+    demo: Path, tmp_path: Path, tgalign: Callable[..., Any]
+) -> None:
     other = tmp_path / "other.json"
     results = json.loads((demo / "results.json").read_text())
     other.write_text(json.dumps(results | {"condition": "absent", "toxic_share": 0.0}))
-    done = run("report", str(demo), str(other), "--out", str(tmp_path / "both"))
-    assert done.returncode == 0, done.stderr
-    assert "SMOKE RUN" in done.stdout
+    status, said, told = tgalign("report", demo, other, "--out", tmp_path / "both")
+    assert status == 0, told
+    assert "SMOKE RUN" in said
     assert {path.name for path in tmp_path.glob("both.*")} == {"both.json", "both.md", "both.svg"}
 
 
-def test_an_experiment_is_measured_logged_and_not_repeated(tmp_path: Path) -> None:
+def test_an_experiment_is_measured_logged_and_not_repeated(
+    tmp_path: Path, tgalign: Callable[..., Any]
+) -> None:
     small = ["stage.steps=2", "data.pictures=80", "data.texts=20", "data.corpus=100"]
     command = ["lab", "experiment", "tga", "--condition", "captioned", "--conflict"]
     command += ["--out", str(tmp_path)] + [word for it in small for word in ("--set", it)]
-    first, again = run(*command), run(*command)
-    assert first.returncode == again.returncode == 0, first.stderr + again.stderr
-    found = json.loads(first.stdout.splitlines()[-1])
-    assert json.loads(again.stdout.splitlines()[-1]) == found
+    first, again = tgalign(*command), tgalign(*command)
+    assert first[0] == again[0] == 0, first[2] + again[2]
+    found = json.loads(first[1].splitlines()[-1])
+    assert json.loads(again[1].splitlines()[-1]) == found
     assert found["changes"] == small
     assert found["rates"]["dsr"]["n"] == 200
     assert {row["probe"] for row in found["conflict"]} == {"toxic", "benign"}
@@ -176,22 +189,24 @@ def test_an_experiment_is_measured_logged_and_not_repeated(tmp_path: Path) -> No
     refused = json.loads(gate.read_text())
     assert len(refused["rows"]) == 4  # 5 % of 80 pictures, found without a label
     assert refused["texts"]
-    printed = run("lab", "table", str(tmp_path / "results.jsonl"))
-    assert "| tga | captioned 5 % | stage.steps=2," in printed.stdout
-    assert "norms CE / guide" in printed.stdout
+    _, printed, _ = tgalign("lab", "table", tmp_path / "results.jsonl")
+    assert "| tga | captioned 5 % | stage.steps=2," in printed
+    assert "norms CE / guide" in printed
 
 
-def test_an_unknown_condition_is_refused(tmp_path: Path) -> None:
-    done = run("demo", "--out", str(tmp_path / "x"), "--condition", "toxic")
-    assert done.returncode == 2
-    assert "'toxic'" in done.stderr
-    assert "guided" in done.stderr
+def test_an_unknown_condition_is_refused(tmp_path: Path, tgalign: Callable[..., Any]) -> None:
+    status, _, told = tgalign("demo", "--out", tmp_path / "x", "--condition", "toxic")
+    assert status == 2
+    assert "'toxic'" in told
+    assert "guided" in told
     assert not (tmp_path / "x").exists()
 
 
-def test_a_killed_demo_goes_on_and_ends_the_same(demo: Path, tmp_path: Path) -> None:
+def test_a_killed_demo_goes_on_and_ends_the_same(
+    demo: Path, tmp_path: Path, tgalign: Callable[..., Any]
+) -> None:
     out = tmp_path / "killed"
-    command = ["demo", "--out", str(out), "--smoke", "--arms", "ce,tga"]
+    command = ["demo", "--out", str(out), "--smoke", "--arms", "ce,tga", "--jobs", "1"]
     kills = 0
     for part in ("seed0/data", "seed0/tga/stage1/metrics.jsonl", "seed0/tga/checkpoint"):
         process = subprocess.Popen(
@@ -204,8 +219,8 @@ def test_a_killed_demo_goes_on_and_ends_the_same(demo: Path, tmp_path: Path) -> 
             kills += 1
         process.wait()
     assert kills > 0
-    done = run(*command)
-    assert done.returncode == 0, done.stderr
+    status, _, told = tgalign(*command)
+    assert status == 0, told
     for arm in ("ce", "tga"):
         resumed = json.loads((out / f"seed0/{arm}/measurement.json").read_text())
         straight = json.loads((demo / f"seed0/{arm}/measurement.json").read_text())

@@ -11,6 +11,21 @@ import pytest
 pytestmark = pytest.mark.slow
 UNSHARE = ["unshare", "--user", "--map-root-user", "--net"]
 PROBE = "import socket; socket.create_connection(('1.1.1.1', 53), 2)"
+COMMANDS = """
+import sys
+from tgalign import cli
+checkpoint, short = "demo/seed0/ce/checkpoint", ["--max-new-tokens", "4"]
+for command in (
+    ["demo", "--out", "demo", "--smoke", "--arms", "ce", "--jobs", "1"],
+    ["evaluate", checkpoint, "--out", "eval", "--limit", "1", *short],
+    ["diagnose", checkpoint, "--out", "found", "--per-scene", "2", "--patch-layers", "0-1", *short],
+):
+    sys.argv = ["tgalign", *command]
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert not end.code, (command, end.code)
+"""
 
 
 def isolated() -> bool:
@@ -33,25 +48,8 @@ def test_demo_diagnose_and_evaluate_need_no_network(tmp_path: Path) -> None:
         )  # fmt: skip
 
     assert "Network is unreachable" in run("-c", PROBE).stderr  # the namespace does its work
-    checkpoint = "demo/seed0/ce/checkpoint"
-    for command in (
-        ("demo", "--out", "demo", "--smoke", "--arms", "ce"),
-        ("evaluate", checkpoint, "--out", "eval", "--limit", "1", "--max-new-tokens", "4"),
-        (
-            "diagnose",
-            checkpoint,
-            "--out",
-            "found",
-            "--per-scene",
-            "2",
-            "--max-new-tokens",
-            "4",
-            "--patch-layers",
-            "0-1",
-        ),
-    ):
-        done = run("-m", "tgalign", *command)
-        assert done.returncode == 0, (command, done.stderr[-2000:])
+    done = run("-c", COMMANDS)
+    assert done.returncode == 0, done.stderr[-2000:]
     for name in ("demo/results.json", "eval/results.json", "found/diagnosis.json"):
         assert (tmp_path / name).is_file()
     assert not (home / "hf").exists()  # nothing was fetched or cached

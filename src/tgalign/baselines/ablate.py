@@ -71,11 +71,18 @@ def run_ablation(
         for variant in ablation.variants
         for seed in range(num_seeds)
     ]
+    widths = [variant.llm_width for variant in ablation.variants if variant.llm_width is not None]
+    llms: list[Job] = [
+        (f"language model of {width} channels", language_model, (out, width, smoke))
+        for width in reversed(widths)
+    ]
     from tgalign.report.ablation_report import draw, render
 
     with sole_writer(out):
         number = min(jobs or available_cores(), num_seeds)
         with workers(number, console, progress_bar=progress_bar) as crew:
+            if llms:
+                crew.run("language models", llms)
             results = crew.run(name, todo)
         by_variant = [
             [results[f"{variant.label}, seed {seed}"] for seed in range(num_seeds)]
@@ -96,23 +103,34 @@ def shared_changes(scale: float) -> tuple[str, ...]:
     return tuple(f"{key}={max(1, round(scale * count))}" for key, count in SHARED.items())
 
 
+def language_model(out: Path, width: int, smoke: bool = False) -> Path:
+    """The base LLM of another width, trained if need be; one serves all seeds, as the shipped one.
+
+    Returns:
+        Its folder in ``out``.
+    """
+    from filelock import FileLock
+
+    from tgalign.lab.build import build_llm
+
+    folder = out / f"llm{width}{'-smoke' if smoke else ''}"
+    with FileLock(folder.with_suffix(".lock")):
+        build_llm(folder, 0, width=width, steps=(2, 2) if smoke else None, progress_bar=False)
+    return folder
+
+
 def run_variant(
     out: Path, seed: int, variant: Variant, scale: float = 1.0, smoke: bool = False
 ) -> dict[str, Any]:
     """Run one variant as an experiment; those of a seed take turns, as they share its data."""
     from filelock import FileLock
 
-    from tgalign.lab.build import build_llm
     from tgalign.lab.experiment import run_experiment
 
-    folder = out / f"seed{seed}"
+    folder, width = out / f"seed{seed}", variant.llm_width
     folder.mkdir(parents=True, exist_ok=True)
+    llm = None if width is None else language_model(out, width, smoke)
     with FileLock(folder / "lock"):
-        llm = None
-        if variant.llm_width is not None:
-            llm = folder / f"llm{variant.llm_width}{'-smoke' if smoke else ''}"
-            steps = (2, 2) if smoke else None
-            build_llm(llm, seed, width=variant.llm_width, steps=steps, progress_bar=False)
         return run_experiment(
             folder,
             variant.arm,

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def _data(out: Path, seed: int, setting: Setting) -> Path:
     return out / f"seed{seed}" / f"data-{digest(made)}"
 
 
+@cache
 def _made_with() -> dict[str, Any]:
     return {"assets": check_assets()["files"], "versions": versions()}
 
