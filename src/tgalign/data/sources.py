@@ -211,8 +211,9 @@ def _csv(path: Path) -> Iterator[Raw]:
                 header = cells
                 if not any(column in header for column in PICTURE_COLUMNS):
                     raise UserError(
-                        f"{path} has the columns {', '.join(header)}: expected one that names the "
-                        f"picture ({' or '.join(PICTURE_COLUMNS)}); docs/data.md lists the others"
+                        f"{path} has the columns {', '.join(header)}: expected columns separated "
+                        "by commas, of which one names the picture "
+                        f"({' or '.join(PICTURE_COLUMNS)}); docs/data.md lists the others"
                     )
             elif len(cells) > len(header):
                 reason = f"{len(cells)} cells, and the header has {len(header)}"

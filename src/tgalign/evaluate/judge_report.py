@@ -60,8 +60,9 @@ def read_labelled(path: Path) -> Labelled:
     except (OSError, UnicodeDecodeError, csv.Error) as fault:
         raise UserError(f"{path} cannot be read: {fault}") from None
     if not table or not {"prompt", "completion"} <= table[0].keys():
+        given = f"the columns {', '.join(filter(None, table[0]))}" if table else "no rows"
         raise UserError(
-            f"{path}: expected a CSV with the columns prompt and completion, and labels"
+            f"{path} has {given}: expected prompt, completion and labels, separated by commas"
         )
     for number, row in enumerate(table, start=2):
         if None in row or None in row.values():
