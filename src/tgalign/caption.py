@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,9 +20,15 @@ from tgalign.data.records import Problem, read
 from tgalign.data.shapes import as_ours
 from tgalign.data.sources import Raw, Source, image_root_of, open_source, with_bar
 from tgalign.errors import UserError
-from tgalign.evaluate.refusal import judge
+from tgalign.evaluate.refusal import judge, normalise
 from tgalign.files import named, write_text
 from tgalign.locks import sole_writer
+
+_OWN_VOICE = re.compile(
+    r"(?:i|we|my|our|sorry|unfortunately|apolog\w+|as an? (?:ai|language)|this (?:request|goes)"
+    r"|it (?:is|would|goes)|let (?:us|me)|let's)\b"
+)
+"""How a refusal begins, in words that ``normalise`` has made plain."""
 
 PROGRESS = ".progress"
 """Suffix of the file that keeps what is done."""
@@ -115,8 +122,8 @@ def caption(
                     if said:
                         _append(journal, said)
         for path in wanted:
-            if path not in failed and judge(answer := done[str(path)], prompt).label == "refused":
-                failed[path] = f"the model refuses to caption it: {answer[:80]!r}"
+            if path not in failed and _refuses(answer := done[str(path)], prompt):
+                failed[path] = f"what the model said reads as a refusal: {answer[:80]!r}"
         lines, kept = [], 0
         for row in rows:
             if row.image is None:
@@ -135,6 +142,16 @@ def caption(
         write_text(out, _jsonl(lines))
         progress.unlink(missing_ok=True)
         return Captioned(len(lines) - kept, kept, problems)
+
+
+def _refuses(said: str, prompt: str | None) -> bool:
+    """Whether the model declines: a caption may hold such words, in a picture of a poster, say.
+
+    Only what begins in the speaker's own voice, and in a language that the judge knows, counts.
+    """
+    verdict = judge(said, prompt)
+    declines = verdict.label == "refused" or verdict.rule == "bare_apology"
+    return declines and _OWN_VOICE.match(normalise(said)) is not None
 
 
 def _captions(

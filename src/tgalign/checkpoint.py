@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tgalign.data.pictures import read_picture
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
-from tgalign.files import folder_at_once
+from tgalign.files import folder_at_once, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,7 @@ def load_config(path: Path) -> LlavaConfig:
     Raises:
         UserError: There is no checkpoint, or it is not a LLaVA.
     """
-    config = _load_any_config(path)
+    config = load_any_config(path)
     if config.model_type != "llava":
         raise UserError(
             f"{path} holds a {config.model_type!r} model; expected a 'llava' checkpoint "
@@ -85,7 +85,7 @@ def load_lvlm(path: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    kind = _load_any_config(path).model_type
+    kind = load_any_config(path).model_type
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise UserError(
             f"{path} holds a {kind!r} model; expected one that reads pictures and words, such as "
@@ -98,11 +98,21 @@ def load_lvlm(path: Path) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
-def _load_any_config(path: Path) -> Any:
+def load_any_config(path: Path) -> Any:
+    """Read the config of any checkpoint in a stock format, offline.
+
+    Raises:
+        UserError: There is none, or transformers cannot read it, or it is that of a training run.
+    """
     from transformers import AutoConfig
 
     if not (path / "config.json").is_file():
         raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
+    said = read_json(path / "config.json")
+    if isinstance(said, dict) and "stages" in said and "model_type" not in said:
+        there = path / "checkpoint"
+        found = f"its checkpoint is {there}" if there.is_dir() else "it has no checkpoint yet"
+        raise UserError(f"{path} is a training run: {found}")
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (ValueError, OSError) as fault:

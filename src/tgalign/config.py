@@ -240,6 +240,8 @@ class TrainConfig(_Strict):
 
     @model_validator(mode="after")
     def _these_go_together(self) -> TrainConfig:
+        if isinstance(self.cache_text, Path) and self.cache_text.resolve() == self.out.resolve():
+            raise ValueError("cache_text is out: name another folder, or one in it")
         if self.frozen_weights == "bf16" and self.precision != "bf16":
             raise ValueError("frozen_weights bf16 needs precision bf16: float32 cannot use them")
         if self.attention == "flash_attention_2" and self.precision != "bf16":

@@ -17,8 +17,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -81,11 +82,17 @@ class Verdicts:
         found = f"text gate: the language model refuses the captions of {len(self.rows):,} rows"
         return found + (f", and {len(self.texts):,} texts" if self.texts else "")
 
-    def write(self, out: Path) -> None:
-        """Keep them for a run that goes on: another machine may hear other answers."""
+    def write(self, out: Path) -> bool:
+        """Keep them for a run that goes on: another machine may hear other answers.
+
+        Returns:
+            Whether they are new there.
+        """
+        new = not (out / GATE_FILE).is_file()
         write_json(out / GATE_FILE, asdict(self))
         for part in out.glob(_PART.format("*")):
             part.unlink()
+        return new
 
 
 def verdicts_of(
@@ -156,7 +163,8 @@ def _kept_or_asked(
     folder, first = kept / f"text_gate-{identity[:16]}", PartialState().is_main_process
     with turn_to_fill(folder):
         path = folder / "answers.json"
-        (said,) = broadcast_object_list([_read_kept(path, identity) if first else None])
+        found = _read_kept(path, identity, len(lines)) if first else None
+        (said,) = broadcast_object_list([found])
         if said is None:
             said = ask()
             if first:
@@ -165,9 +173,10 @@ def _kept_or_asked(
 
 
 def _identity(model: Any, processor: Any) -> dict[str, Any]:
-    """What decides what the language model says, but for rounding."""
+    """What decides what the language model says, but for the rounding of another machine."""
     decoder, tokenizer = model.model.language_model, processor.tokenizer
     return {
+        "bf16": torch.is_autocast_enabled(model.device.type),
         "llm": [weights_sha256(part) for part in (decoder, model.lm_head)],
         "llm_config": unversioned(decoder.config),
         "generation": unversioned(model.generation_config),
@@ -176,17 +185,24 @@ def _identity(model: Any, processor: Any) -> dict[str, Any]:
     }
 
 
-def _read_kept(path: Path, identity: str) -> list[str] | None:
+def _read_kept(path: Path, identity: str, number: int) -> list[str] | None:
     """The answers that another run kept; None: there are none, or not whole ones."""
     if not path.is_file():
         return None
     with suppress(UserError):
         found = read_json(path)
         if isinstance(found, dict) and found.get("identity") == identity:
-            said: list[str] = found["said"]
-            return said
+            said = found.get("said")
+            if _are_answers(said, number):
+                return said
     logging.getLogger(__name__).warning("%s is damaged: the text gate asks again", path)
     return None
+
+
+def _are_answers(said: Any, number: int) -> TypeGuard[list[str]]:
+    return (
+        isinstance(said, list) and len(said) == number and all(isinstance(it, str) for it in said)
+    )
 
 
 def _ask(
@@ -222,7 +238,7 @@ def _go_on(
         path = out / _PART.format(f"{PartialState().process_index}-{start}")
         asked = digest([llm, part])
         found = read_json(path) if path.is_file() else {}
-        if found.get("asked") != asked:
+        if found.get("asked") != asked or not _are_answers(found.get("said"), len(part)):
             captions, questions, places = zip(*part, strict=True)
             title = f"text gate, from {start:,} of {len(mine):,}" if progress_bar else None
             try:

@@ -136,10 +136,8 @@ def _train_stages(
         write_config(config)
         data.write(config.out)
         _warn_of_gaps(config, data)
-        if config.text_gate:
-            verdicts.write(config.out)
-            if show:
-                print(f"{verdicts}: {config.out / GATE_FILE}", file=sys.stderr)
+        if config.text_gate and verdicts.write(config.out):
+            print(f"{verdicts}: {config.out / GATE_FILE}", file=sys.stderr)
     load_pixels = pixel_loader(processor)
     caching: Any = nullcontext(load_pixels)
     if config.cache_vision:

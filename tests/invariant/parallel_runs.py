@@ -2,7 +2,8 @@
 
 Reads a list of ``{"config", "kill", "misread"}`` from stdin, where ``kill`` is null or a stage and
 a step in whose last batch process 1 kills itself, and ``misread`` whether process 0 fails to read
-the first picture that it opens. Prints a JSON line per run: the processes' exit codes and,
+the first picture that it opens. Where a text gate asks, captions of an even number of letters are
+refused. Prints a JSON line per run: the processes' exit codes and,
 per stage, how process 1 trained it. Every process is a fork, so that torch is imported once.
 """
 
@@ -18,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import tgalign.data.records
+import tgalign.text_gate
 import tgalign.train
 from tgalign.config import parse_config
 from tgalign.trainer import TGATrainer
@@ -74,6 +76,13 @@ def misread_one() -> None:
     tgalign.data.records.read_picture = read_picture
 
 
+def refuse_even_captions(
+    model: object, processor: object, captions: list, questions: list, title: str | None = None
+) -> list[str]:
+    """What a language model says that refuses captions of an even number of letters."""
+    return ["i can not ." if len(caption) % 2 == 0 else "a dog ." for caption in captions]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -115,6 +124,7 @@ def run(config: dict, kill: list | None, misread: bool) -> dict:
 
 def main() -> None:
     torch.set_num_threads(1)
+    tgalign.text_gate.answers = refuse_even_captions
     gc.freeze()  # what is imported needs no looking through, again and again in every process
     for job in json.load(sys.stdin):
         print(json.dumps(run(**job)), flush=True)

@@ -4,7 +4,6 @@ Float32, two gloo processes on CPU, a tiny model, a few steps of ``tgalign.train
 ``pytest -rP`` of this file prints the rows of the table in docs/scale.md.
 """
 
-import functools
 import json
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from parallel_runs import refuse_even_captions
 from safetensors.torch import load_file
 
 from tgalign.config import parse_config
@@ -74,6 +74,12 @@ def result(data):
     return load_file(out / "checkpoint" / "model.safetensors"), lines
 
 
+def gate_of(data):
+    """The rows whose captions the text gate found refused; None: no gate asked."""
+    path = Path(data["out"]) / "text_gate.json"
+    return json.loads(path.read_text())["rows"] if path.is_file() else None
+
+
 def farthest(first, second):
     assert first.keys() == second.keys()
     return max(float((first[name] - second[name]).abs().max()) for name in first)
@@ -86,8 +92,12 @@ WAYS = {
     "fsdp2, checkpointed": {"parallel": "fsdp2", "activation_checkpointing": True},
     "ddp, lora": {"lora": {"r": 4, "alpha": 8}},
     "fsdp2, lora": {"parallel": "fsdp2", "lora": {"r": 4, "alpha": 8}},
-    "fsdp2, gated, texts on disk": {"parallel": "fsdp2", "cache_text": True, "text_gate": True},
-}
+    "fsdp2, gated, texts on disk": {
+        "parallel": "fsdp2", "cache_text": True, "text_gate": True, "companions": 0.6,
+    },
+}  # fmt: skip
+SAME_ALONE = ("lora", "text_gate", "companions")
+"""What one process has to be told too."""
 MISREAD = "ddp, a picture misread by process 0"
 ALONE_AFTER = "fsdp2, process 1 killed, gone on alone"
 KILLED = {name: name + ", process 1 killed" for name in ("ddp", "fsdp2")}
@@ -125,15 +135,19 @@ def runs(settings, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(settings, tmp_path_factory):
-    """One process, one batch of eight a step; with adapters or without."""
+    """A function: a way's weights, metrics and gate by one process, one batch of eight a step."""
+    done = {}
 
-    @functools.cache
-    def train_alone(lora):
-        options = {"lora": WAYS["ddp, lora"]["lora"]} if lora else {}
-        data = settings(tmp_path_factory.mktemp("alone") / "run", **options)
-        data["stages"] = [stage | {"batch_size": 8, "accumulation": 1} for stage in data["stages"]]
-        train(parse_config(data, "test"), progress_bar=False)
-        return result(data)
+    def train_alone(way):
+        options = {name: value for name, value in WAYS[way].items() if name in SAME_ALONE}
+        if (key := json.dumps(options)) not in done:
+            data = settings(tmp_path_factory.mktemp("alone") / "run", **options)
+            data["stages"] = [it | {"batch_size": 8, "accumulation": 1} for it in data["stages"]]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("tgalign.text_gate.answers", refuse_even_captions)
+                train(parse_config(data, "test"), progress_bar=False)
+            done[key] = *result(data), gate_of(data)
+        return done[key]
 
     return train_alone
 
@@ -163,9 +177,11 @@ def test_two_processes_train_as_one(name, runs, alone):
     run = runs[name]
     assert run["codes"] == [0, 0], run["stderr"][-5000:]
     weights, lines = result(run["config"])
-    expected = alone("lora" in run["config"])
+    expected = alone(name)
     print(f"| two processes, {name} | {farthest(weights, expected[0]):.1e} |")
     assert farthest(weights, expected[0]) < 1e-5
+    assert gate_of(run["config"]) == expected[2]
+    assert bool(expected[2]) == ("gated" in name)
     assert len(lines) == 2 * STEPS
     for ours, theirs in zip(lines, expected[1], strict=True):
         for key in SUMMED:

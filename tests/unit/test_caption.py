@@ -132,15 +132,22 @@ def test_a_picture_of_several_rows_is_captioned_once(checkpoint, tmp_path, monke
 
 
 def test_a_refusal_is_no_caption(checkpoint, tmp_path, monkeypatch):
-    for number in range(3):
+    said = [
+        "a red square .",
+        "I'm sorry, but I can't describe this image.",
+        "a poster with the text i must decline",
+        "I'm sorry, but no.",
+        "a meme with the words i cannot help it",
+        "Unfortunately, I am unable to help with that.",
+    ]
+    for number in range(len(said)):
         draw(tmp_path / f"{number}.png", number)
-    said = ["a red square .", "I'm sorry, but I can't describe this image.", "a knife ."]
     monkeypatch.setattr(Captioner, "__call__", lambda *_: said)
     out = tmp_path.with_suffix(".jsonl")
-    done = run(tmp_path, checkpoint, out)
-    assert (done.captioned, done.kept, [it.row for it in done.problems]) == (2, 0, [2])
-    assert "refuses to caption it: \"I'm sorry" in done.problems[0].reason
-    assert [row["caption"] for row in lines_of(out)] == [said[0], said[2]]
+    done = run(tmp_path, checkpoint, out, batch_size=len(said))
+    assert (done.captioned, done.kept, [it.row for it in done.problems]) == (3, 0, [2, 4, 6])
+    assert "reads as a refusal: \"I'm sorry" in done.problems[0].reason
+    assert [row["caption"] for row in lines_of(out)] == said[::2]
 
 
 def test_bad_rows_are_left_out_counted_and_named(folder, checkpoint, tmp_path, tgalign):

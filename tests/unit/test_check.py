@@ -237,7 +237,10 @@ def test_what_the_data_as_a_whole_lacks_is_said(root, tgalign, checkpoint):
     assert status == 0
     assert "of the good: 2 with a picture, 2 with a caption, 0 with R, 0 of text alone" in out
     assert "warning: no row has R" in out and "warning: no row is text alone" in out
-    assert "warning: in 1 rows a word that is learnt or averaged is unknown" in out
+    assert (
+        "warning: in 1 rows a word that is learnt, averaged or read by what is averaged is unknown"
+        in out
+    )
     told = known | {"retrieved": "a dog .", "messages": llava_turns("what ?", "a zyzzy .")}
     text = {"messages": llava_turns("what is a zyzzy ?", "a cat .")}  # asked, not learnt
     path.write_text("\n".join(json.dumps(row) for row in (told, text)))

@@ -332,11 +332,22 @@ def test_another_image_text_model_is_asked_too(llm, vision, processor, tmp_path:
     assert dict(host.answer(prompts)) == together
 
 
+OTHER = {
+    "other suite": lambda items: items.replace("folder/", "another/"),
+    "other question": lambda items: items.replace('"prompt": "', '"prompt": "Not so: '),
+    "half": lambda items: items[:-9],
+}
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         (("--against", "nowhere"), "no evaluation at nowhere"),
+        (("--against", "other suite"), "shares no item with what is asked"),
+        (("--against", "other question"), "is not the same question in"),
+        (("--against", "half"), "ends in half a row: let its evaluation end first"),
         (("RUN",), "run is a training run: its checkpoint is"),
+        (("RUN without checkpoint",), "run is a training run: it has no checkpoint yet"),
     ],
 )
 def test_a_wrong_folder_is_named_before_anything_is_asked(
@@ -344,13 +355,17 @@ def test_a_wrong_folder_is_named_before_anything_is_asked(
 ):
     (tmp_path / "test/benign").mkdir(parents=True)
     Image.new("RGB", (40, 40), "red").save(tmp_path / "test/benign/0.png")
+    suite = ("--suite", f"folder={tmp_path / 'test'}", "--max-new-tokens", 1)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.json").write_text("{}")
-    (tmp_path / "run/checkpoint").symlink_to(checkpoint)
-    model, *more = (tmp_path / "run",) if wrong == ("RUN",) else (checkpoint, *wrong)
-    suite = f"folder={tmp_path / 'test'}"
-    status, _, fault = tgalign(
-        "evaluate", model, "--suite", suite, "--out", tmp_path / "out", *more
-    )
+    (tmp_path / "run/config.json").write_text('{"stages": []}')
+    if wrong == ("RUN",):
+        (tmp_path / "run/checkpoint").symlink_to(checkpoint)
+    model, more = (tmp_path / "run", ()) if wrong[0].startswith("RUN") else (checkpoint, wrong)
+    if other := OTHER.get(more[-1] if more else ""):
+        tgalign("evaluate", checkpoint, *suite, "--out", tmp_path / "other")
+        items = tmp_path / "other/items.jsonl"
+        items.write_text(other(items.read_text()))
+        more = ("--against", tmp_path / "other")
+    status, _, fault = tgalign("evaluate", model, *suite, "--out", tmp_path / "out", *more)
     assert (status, said in fault) == (2, True), fault
     assert not list(tmp_path.glob("out/items*"))

@@ -146,6 +146,7 @@ def test_a_killed_one_goes_on_where_its_folder_was_moved_to(tmp_path, monkeypatc
         (["quality.noise_share=2"], "quality.noise_share"),
         (["data.objects=all"], "is not to be changed here"),
         (["out=elsewhere"], "is not to be changed here"),
+        (["probes={mine: mine.jsonl}"], "probes is not to be changed here"),
         (["companions=[0.5"], "is no YAML"),
     ],
 )

@@ -38,7 +38,8 @@ ABLATION = ["compare", "--out", "out", "--ablation", "layers"]
 def test_what_has_no_use_is_refused(tgalign, tmp_path, monkeypatch, command, mode, more) -> None:
     monkeypatch.chdir(tmp_path)
     status, _, said = tgalign(*command, *more)
-    wanted = f"{mode} has no use for {more[0]}: leave out one or the other"
+    mend = "give " if "without" in mode else "leave out one or the other"
+    wanted = f"{mode} has no use for {more[0]}: {mend}"
     assert (status, wanted in said) == (2, True), said
     assert not list(tmp_path.iterdir())
 

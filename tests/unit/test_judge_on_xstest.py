@@ -49,7 +49,7 @@ def test_a_labelled_file_of_another_form_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_labelled(path)
     path.write_text("prompt;completion\na;b,c\n", encoding="utf-8")
-    with pytest.raises(UserError, match="columns prompt;completion: .* separated by commas"):
+    with pytest.raises(UserError, match=r"columns prompt;completion: .* separated by commas"):
         read_labelled(path)
     path.write_text("prompt,completion,label\na,b,maybe\n", encoding="utf-8")
     with pytest.raises(UserError, match="'maybe'; expected one of"):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from tgalign.config import TrainConfig
@@ -273,7 +274,7 @@ def test_what_the_data_as_a_whole_lacks_is_said_once(data, config, rows, caplog)
     train(settings, progress_bar=False)
     for said in ("no row has a retrieved text R", "no row is text alone"):
         assert caplog.text.count(said) == 1
-    assert "stage two: in 1 rows a word that is learnt or averaged is unknown" in caplog.text
+    assert "stage two: in 1 rows a word that is learnt, averaged or read by what is" in caplog.text
     assert "finished already" not in caplog.text
     caplog.clear()
     train(settings, progress_bar=False)
@@ -283,7 +284,9 @@ def test_what_the_data_as_a_whole_lacks_is_said_once(data, config, rows, caplog)
     assert not caplog.records
 
 
-def test_runs_with_one_folder_for_texts_ask_the_gate_once(config, rows, monkeypatch, tmp_path):
+def test_runs_with_one_folder_for_texts_ask_the_gate_once(
+    config, rows, monkeypatch, tmp_path, capsys
+):
     asked = []
 
     def refuse(model, processor, captions, questions, *, title):
@@ -296,6 +299,7 @@ def test_runs_with_one_folder_for_texts_ask_the_gate_once(config, rows, monkeypa
     for name in ("one", "two"):
         out = train(config(rows.path, name, **changes), progress_bar=False).parent
         verdicts.append(json.loads((out / "text_gate.json").read_text()))
+        assert f"{out / 'text_gate.json'}\n" in capsys.readouterr().err  # bars or not
     assert len(asked) == 1
     assert verdicts[0] == verdicts[1]
     assert verdicts[0]["rows"] == [it.row for it in rows.records if it.image and it.caption]
@@ -319,3 +323,8 @@ def test_a_run_killed_in_the_gate_goes_on_with_a_folder_for_texts_in_its_own(
     assert list((settings.out / "for/texts").iterdir())
     monkeypatch.setattr("tgalign.text_gate.answers", answered)
     assert (train(settings, progress_bar=False) / "config.json").is_file()
+
+
+def test_the_folder_for_texts_is_not_the_run_s(config, rows, tmp_path):
+    with pytest.raises(ValidationError, match="cache_text is out: name another folder"):
+        config(rows.path, "run", cache_text=str(tmp_path / "elsewhere/../run"))

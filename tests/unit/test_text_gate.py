@@ -5,6 +5,7 @@ The LLM is the lab's shipped one, which refuses for real.
 
 import copy
 import dataclasses
+import json
 from functools import partial
 from types import SimpleNamespace
 
@@ -123,13 +124,23 @@ def test_a_gate_that_was_cut_off_goes_on(record, lab, tmp_path, monkeypatch):
     assert [it.name for it in tmp_path.iterdir() if it.is_file()] == ["text_gate.json"]
 
 
-@pytest.mark.parametrize("content", ["[tru", "[]", '{"identity": "another", "said": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[tru",
+        "[]",
+        '{"identity": "another", "said": []}',
+        '{"identity": "IDENTITY"}',
+        '{"identity": "IDENTITY", "said": ["a dog ."]}',
+        '{"identity": "IDENTITY", "said": [null, null]}',
+    ],
+)
 def test_kept_answers_that_are_damaged_are_asked_for_again(content, record, lab, tmp_path, caplog):
     rows = [dataclasses.replace(record, caption=TOXIC)]
     verdicts_of(tmp_path / "one", rows, [BENIGN], *lab, False, kept=tmp_path / "kept")
     (path,) = (tmp_path / "kept").rglob("answers.json")
     whole = path.read_text()
-    path.write_text(content)
+    path.write_text(content.replace("IDENTITY", json.loads(whole)["identity"]))
     again = verdicts_of(tmp_path / "two", rows, [BENIGN], *lab, False, kept=tmp_path / "kept")
     assert again == Verdicts([1], [])
     assert f"{path} is damaged: the text gate asks again" in caplog.text
@@ -156,8 +167,8 @@ def test_runs_that_ask_the_same_take_what_the_first_was_told(record, lab, tmp_pa
         ask(tmp_path / "four", rows, [BENIGN])
 
 
-@pytest.mark.parametrize("other", ["template", "generation", "config", "vocabulary"])
-def test_kept_answers_are_those_of_the_same_model_and_template(
+@pytest.mark.parametrize("other", ["template", "generation", "config", "vocabulary", "bf16"])
+def test_kept_answers_are_those_of_the_same_model_template_and_precision(
     other, record, lab, tmp_path, monkeypatch
 ):
     model, processor = copy.deepcopy(lab[0]), copy.deepcopy(lab[1])
@@ -172,9 +183,11 @@ def test_kept_answers_are_those_of_the_same_model_and_template(
         model.generation_config.suppress_tokens = [5]
     elif other == "config":
         model.model.language_model.config.rms_norm_eps = 0.5
-    else:
+    elif other == "vocabulary":
         processor.tokenizer.add_tokens("zyzzy")
-    again = verdicts_of(tmp_path / "3", rows, [], model, processor, False, kept=tmp_path / "kept")
+    with torch.autocast("cpu", torch.bfloat16, enabled=other == "bf16"):
+        kept = tmp_path / "kept"
+        again = verdicts_of(tmp_path / "3", rows, [], model, processor, False, kept=kept)
     assert again == Verdicts([], [])
 
 

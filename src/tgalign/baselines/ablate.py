@@ -180,7 +180,8 @@ def assemble_ablation(
     changes = list(_SMOKE) if smoke else shared
     content |= {"against": ablation.against, "changes": changes, "variants": rows}
     if ablation.size is not None:
-        content["fit"] = {key: growth(rows, key) for key in ("dsr", "named")}
+        one_llm = any(it.llm_width is not None for it in ablation.variants)
+        content["fit"] = {key: growth(rows, key, shared=one_llm) for key in ("dsr", "named")}
     return content
 
 
@@ -198,27 +199,35 @@ def _pool(rates: list[dict[str, Any]]) -> dict[str, Any]:
     return wilson(hits, sum(rate["n"] for rate in rates)).as_dict()
 
 
-def growth(rows: list[dict[str, Any]], key: str) -> dict[str, float]:
+def growth(rows: list[dict[str, Any]], key: str, *, shared: bool = False) -> dict[str, Any]:
     """What each doubling of a size adds to a rate: a straight line over the size's logarithm.
 
     A description of the sizes measured, not a law: a rate cannot rise for ever.
 
     Args:
-        rows: Variants with their ``size`` and rates by seed; every seed is one run.
+        rows: Variants with their ``size`` and rates by seed.
         key: The rate.
+        shared: Whether the seeds of a size share their language model, so that they say nothing
+            about how language models of a size differ. Then a size is one point, their mean;
+            otherwise every seed is one.
 
     Returns:
-        ``per_doubling`` with its 95 % interval ``low`` to ``high`` (Student's t over the runs),
-        ``intercept`` (the rate at size 1) and ``runs``.
+        ``per_doubling`` with its 95 % interval ``low`` to ``high`` (Student's t over the points),
+        ``intercept`` (the rate at size 1), ``runs`` (how many points) and ``unit`` (of what).
     """
     from scipy.stats import linregress, t
 
-    runs = [(math.log2(row["size"]), seed[key]["rate"]) for row in rows for seed in row["seeds"]]
+    runs = []
+    for row in rows:
+        rates = [seed[key]["rate"] for seed in row["seeds"]]
+        rates = [math.fsum(rates) / len(rates)] if shared else rates
+        runs += [(math.log2(row["size"]), rate) for rate in rates]
     line = linregress(*zip(*runs, strict=True))
     margin = float(t.ppf(0.975, len(runs) - 2)) * float(line.stderr)
     slope = float(line.slope)
     found = {"per_doubling": slope, "low": slope - margin, "high": slope + margin}
-    return found | {"intercept": float(line.intercept), "runs": len(runs)}
+    unit = "language models, each the mean of its seeds" if shared else "runs"
+    return found | {"intercept": float(line.intercept), "runs": len(runs), "unit": unit}
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -254,6 +263,6 @@ def markdown(content: dict[str, Any]) -> str:
         text += (
             f"\nEach doubling of the number of {content['size']} adds "
             f"{points(fit['per_doubling'])} points [{points(fit['low'])}, "
-            f"{points(fit['high'])}] of {COLUMNS[key]} ({fit['runs']} runs).\n"
+            f"{points(fit['high'])}] of {COLUMNS[key]} ({fit['runs']} {fit.get('unit', 'runs')}).\n"
         )
     return text

@@ -16,7 +16,7 @@ from tgalign.config import StageConfig, TrainConfig
 from tgalign.demo_results import versions
 from tgalign.files import digest, folder_at_once, write_text
 from tgalign.lab.alignment_data import DataSize, build_alignment_data
-from tgalign.lab.arms import arm_config
+from tgalign.lab.arms import PLACES, arm_config
 from tgalign.lab.assets import check_assets, lab_llava, load_lab
 from tgalign.lab.objects import picture_pool
 from tgalign.metrics import read_metrics, stage_seconds
@@ -112,9 +112,8 @@ def training_config(out: Path, seed: int, setting: Setting, name: str) -> TrainC
     )
     stages = [setting.stage(stage) for stage in method.stages or config.stages]
     config = config.model_copy(update={"stages": stages})
-    paths = {"model", "records", "out", "synthetic"}
     decides = {
-        "training": config.model_dump(mode="json", exclude=paths),
+        "training": config.model_dump(mode="json", exclude=PLACES),
         "start": start.out.name if start else None,
         "method": hashlib.sha256(_source(name)).hexdigest(),
         "data": data.name,

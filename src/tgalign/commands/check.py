@@ -77,12 +77,14 @@ def register(app: typer.Typer) -> None:
         if model is not None and tokenizer is not None:
             raise UserError("give one of --model and --tokenizer")
         if tokenizer is None:
-            refuse(context, "check without --tokenizer", ("image_tokens",))
+            mend = "give it, or leave the other out"
+            refuse(context, "check without --tokenizer", ("image_tokens",), mend)
         if model is None and tokenizer is None:
             refuse(
                 context,
                 "check without --model or --tokenizer",
                 ("max_length", "retrieved_in_prompt", "guide_span"),
+                "give one, or leave the others out",
             )
         else:
             quiet_libraries()

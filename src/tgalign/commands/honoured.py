@@ -25,13 +25,19 @@ def refuse_others(context: typer.Context, mode: str, honoured: Collection[str]) 
     refuse(context, mode, names.difference(honoured))
 
 
-def refuse(context: typer.Context, mode: str, refused: Collection[str]) -> None:
+def refuse(
+    context: typer.Context,
+    mode: str,
+    refused: Collection[str],
+    mend: str = "leave out one or the other",
+) -> None:
     """Refuse those of some parameters that were given.
 
     Args:
         context: Of the command.
         mode: What has no use for them.
         refused: Their names.
+        mend: What to do.
 
     Raises:
         UserError: One was given.
@@ -44,7 +50,7 @@ def refuse(context: typer.Context, mode: str, refused: Collection[str]) -> None:
         and source.name == "COMMANDLINE"
     ]
     if given:
-        raise UserError(f"{mode} has no use for {', '.join(given)}: leave out one or the other")
+        raise UserError(f"{mode} has no use for {', '.join(given)}: {mend}")
 
 
 def _form_given(parameter: Any, value: Any) -> str:

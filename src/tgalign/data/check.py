@@ -34,7 +34,8 @@ class Report:
             picture.
         repeated: Good rows that are as an earlier one: picture's path, texts and turns.
         tokens: Of the good rows, all tokens, the longest row's, and those learnt; and the rows in
-            which a word learnt or averaged is unknown to the tokenizer. None without one.
+            which a word learnt, averaged or read by what is averaged is unknown to the tokenizer.
+            None without one.
         previews: The first good rows, as ``tgalign.data.preview.preview`` gives them.
     """
 

@@ -152,8 +152,9 @@ def _print(console: Console, report: Report, show_all: bool) -> None:
         console.print("warning: no row is text alone: training the LLM may cost safety in words")
     if report.tokens and report.tokens["unknown_rows"]:
         console.print(
-            f"warning: in {report.tokens['unknown_rows']:,} rows a word that is learnt or averaged "
-            "is unknown to the tokenizer (--preview shows how such rows are read)"
+            f"warning: in {report.tokens['unknown_rows']:,} rows a word that is learnt, averaged "
+            "or read by what is averaged is unknown to the tokenizer (--preview shows how such "
+            "rows are read)"
         )
     if report.tokens and report.good:
         mean = report.tokens["all"] / report.good

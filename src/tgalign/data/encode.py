@@ -128,7 +128,7 @@ class Encoder:
         return EncodedRecord(ids, labels, record.image, caption, retrieved, question=question)
 
     def has_unknown(self, row: EncodedRecord) -> bool:
-        """Whether a word that is learnt or averaged is none that the tokenizer knows."""
+        """Whether the tokenizer lacks a word that is learnt, or averaged, or read before that."""
         unknown: Any = self.tokenizer.unk_token_id
         if unknown is None or unknown in (
             self.tokenizer.bos_token_id,

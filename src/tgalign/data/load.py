@@ -187,8 +187,8 @@ class TrainingData:
         for stage, unknown in self._unknown_by_stage.items():
             if unknown:
                 logging.getLogger(__name__).warning(
-                    "stage %s: in %d rows a word that is learnt or averaged is unknown to the "
-                    "tokenizer",
+                    "stage %s: in %d rows a word that is learnt, averaged or read by what is "
+                    "averaged is unknown to the tokenizer",
                     stage,
                     unknown,
                 )

@@ -47,14 +47,14 @@ def run_evaluation(
     Raises:
         UserError: Something of the above is wrong, or not one item could be answered.
     """
-    from tgalign.evaluate.compare import compare, load_pairs, read_evaluation
+    from tgalign.evaluate.compare import check_against, compare, load_pairs
     from tgalign.report.evaluation_report import write_evaluation_report
 
     suites, asked = load_requests(settings)
     if settings.parquet:
         require("pyarrow", "--parquet")
     if settings.against is not None:
-        read_evaluation(settings.against)  # not after all answers that it is not there
+        check_against(asked, settings.against)
     second = second_judge(settings)
     host = _host(model, settings)
     with sole_writer(out):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgalign.errors import UserError
+from tgalign.evaluate.conditions import Request
 from tgalign.evaluate.results import Row, by_scene
 from tgalign.evaluate.run import ITEMS, read_items
 from tgalign.evaluate.statistics import (
@@ -35,6 +36,30 @@ def read_evaluation(where: Path) -> dict[str, dict[str, Any]]:
             f"no evaluation at {where}: expected the folder of one, or its results.json"
         )
     return read_items((where if where.is_dir() else where.parent) / ITEMS)
+
+
+def check_against(requests: Sequence[Request], where: Path) -> None:
+    """Find out before anything is asked whether the answers can be compared.
+
+    Args:
+        requests: What is to be asked.
+        where: Folder of the other evaluation, or its results.json.
+
+    Raises:
+        UserError: There is no other evaluation, or it shares no item, or asked something else.
+    """
+    others = read_evaluation(where)
+    shared = [it for it in requests if it.id in others]
+    if not shared:
+        raise UserError(
+            f"{where} shares no item with what is asked: evaluate both on the same suite"
+        )
+    for request in shared:
+        if request.prompt != others[request.id]["prompt"]:
+            raise UserError(
+                f"item {request.id} is not the same question in {where}: evaluate both on the same "
+                "data, with the same seed"
+            )
 
 
 def load_pairs(one: Path, other: Path) -> tuple[list[Pair], int]:

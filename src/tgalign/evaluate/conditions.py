@@ -78,6 +78,11 @@ class Request:
     turns: tuple[tuple[str, str], ...] = ()
     error: str | None = None
 
+    @property
+    def prompt(self) -> str:
+        """What is said in words: the caption, where one stands for the picture, and the text."""
+        return f"{self.caption} {self.text}" if self.caption else self.text
+
 
 def default_conditions(suite: Suite) -> tuple[str, ...]:
     """``plain``, and ``caption`` where pictures have captions, so that the safety gap shows."""

@@ -119,24 +119,17 @@ def load_image_text_model(path: Path) -> tuple[Any, Any]:
         UserError: It is not there, or transformers knows no image-text model of its type.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from tgalign.checkpoint import load_llava
+    from tgalign.checkpoint import load_any_config, load_llava
 
-    if not (path / "config.json").is_file():
-        raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
-    if (path / "checkpoint/config.json").is_file():
-        raise UserError(f"{path} is a training run: its checkpoint is {path / 'checkpoint'}")
+    if load_any_config(path).model_type == "llava":
+        return load_llava(path)
     try:
-        kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
-        if kind == "llava":
-            return load_llava(path)
         model: Any = AutoModelForImageTextToText.from_pretrained(
             path, local_files_only=True, use_safetensors=True, dtype=torch.float32
         )
         processor: Any = AutoProcessor.from_pretrained(path, local_files_only=True)
-    except UserError:
-        raise
     except (ValueError, OSError, RuntimeError, ImportError) as fault:
         raise UserError(f"the checkpoint at {path} cannot be loaded: {fault}") from None
     if getattr(processor, "chat_template", None) is None:

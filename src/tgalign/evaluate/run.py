@@ -148,8 +148,12 @@ def read_items(
             row = json.loads(line)
             schema.model_validate(row)
         except (ValueError, RecursionError) as fault:
-            if partial and number == len(lines):
-                break
+            if number == len(lines):  # no line break ends it: a run was stopped, or still writes
+                if partial:
+                    break
+                raise UserError(
+                    f"{path} ends in half a row: let its evaluation end first"
+                ) from None
             said = (
                 "; ".join(f"{'.'.join(map(str, it['loc']))}: {it['msg']}" for it in fault.errors())
                 if isinstance(fault, ValidationError)
@@ -199,7 +203,7 @@ def _row(request: Request, said: Said, picture: str | None) -> dict[str, Any]:
         "condition": request.condition,
         "scene": item.scene,
         "kind": item.kind,
-        "prompt": f"{request.caption} {request.text}" if request.caption else request.text,
+        "prompt": request.prompt,
         "picture": str(item.picture) if isinstance(item.picture, Path) else None,
         "picture_sha256": picture,
         "answer": said.text,

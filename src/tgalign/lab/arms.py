@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tgalign.config import ObjectiveConfig, StageConfig, SyntheticConfig, TrainConfig
 from tgalign.data.encode import GuideSpan
@@ -66,6 +67,11 @@ ARMS: dict[str, Arm] = {
     "ce_gate": Arm(_CE, _CE, text_gate=True),
 }
 DEFAULT_ARMS = ("ce", "released_nograd", "tga")
+PLACES: Any = {
+    **dict.fromkeys(("model", "records", "out", "probes"), True),
+    "synthetic": {"clip", "texts"},
+}
+"""Of a run's config, what decides nothing where the names of its folders tell what they hold."""
 
 _STAGE_1 = StageConfig(
     name="stage1",

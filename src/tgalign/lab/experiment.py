@@ -22,7 +22,7 @@ from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
 from tgalign.files import digest, read_json, sha256, write_json, write_text
 from tgalign.lab.alignment_data import DataSize, build_alignment_data, toxic_share_of
-from tgalign.lab.arms import ARMS, arm_config
+from tgalign.lab.arms import ARMS, PLACES, arm_config
 from tgalign.lab.assets import ASSETS, LLM, check_assets
 from tgalign.locks import sole_writer
 
@@ -36,14 +36,9 @@ NUM_PROBES = 32
 
 _Settings = TypeVar("_Settings", bound="DataSize | Quality")
 
-_FIXED = ("model", "records", "out", "seed", "data.objects", "data.style", "data.toxic_share")
+_FIXED = {"model", "records", "out", "probes", "seed"}
+_FIXED |= {"data.objects", "data.style", "data.toxic_share"}
 """What an experiment states elsewhere or must not change."""
-
-_PATHS: Any = {
-    **dict.fromkeys(("model", "records", "out", "probes"), True),
-    "synthetic": {"clip", "texts"},
-}
-"""Where things lie decides nothing: what they hold follows from all else and ``made_with``."""
 
 
 def run_experiment(
@@ -105,7 +100,7 @@ def run_experiment(
         config = parse_config(config.model_dump() | {"probes": probes}, "the changed arm")
     what = {"arm": arm, "condition": condition, "toxic_share": share, "seed": seed}
     what |= {"changes": list(changes)}
-    decides = config.model_dump(mode="json", exclude=_PATHS)
+    decides = config.model_dump(mode="json", exclude=PLACES)
     folder = out / f"{arm}-{digest([what, conflict, decides, made_with])}"
     with sole_writer(out):
         if not (folder / "result.json").is_file():

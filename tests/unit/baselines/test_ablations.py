@@ -123,6 +123,9 @@ def test_growth_is_the_slope_over_doublings():
     rows[0]["seeds"] = [{"dsr": rate(0.5)}, {"dsr": rate(0.0)}]
     noisy = growth(rows, "dsr")
     assert noisy["high"] - noisy["low"] > 0.05
+    shared = growth(rows, "dsr", shared=True)
+    assert shared["runs"] == 4  # seeds of one language model are one point
+    assert shared["per_doubling"] == pytest.approx(noisy["per_doubling"])
 
 
 def test_sizes_are_fitted_and_drawn(ran, tmp_path):

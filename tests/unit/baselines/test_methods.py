@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tgalign.baselines.training import Setting, prepare, training_config, write_
 from tgalign.errors import UserError
 from tgalign.evaluate.refusal import judge
 from tgalign.lab.alignment_data import DataSize, build_alignment_data
+from tgalign.lab.arms import ARMS
 from tgalign.lab.base_clip import new_clip
 from tgalign.lab.language import things_named
 from tgalign.lab.objects import picture_pool, toxic_things
@@ -151,6 +153,14 @@ def test_a_run_is_named_by_all_that_decides_its_weights(tmp_path):
     ]  # fmt: skip
     assert len(set(others)) == len(others)
     assert key("textual_unlearning") != key("textual_unlearning", scale=0.5)
+
+
+def test_a_run_with_other_companions_is_another(tmp_path, monkeypatch):
+    named = []
+    for synthetic in (True, False):
+        monkeypatch.setitem(ARMS, "tga", replace(ARMS["tga"], synthetic=synthetic))
+        named.append(training_config(tmp_path, 0, SETTING, "tga").out.name)
+    assert named[0] != named[1]
 
 
 def test_what_starts_from_another_method_starts_from_its_checkpoint(tmp_path):
