@@ -9,7 +9,6 @@ more often (``companions``). Nobody labels a picture, and no refusal text is tra
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from tgalign.data.encode import EncodedRecord
 from tgalign.data.records import Record
 from tgalign.data.spool import Lazy
 from tgalign.errors import UserError
@@ -282,27 +280,3 @@ def gated(
 
     refused = [number for number, it in enumerate(records) if it.row in rows]
     return Lazy(len(records), kept), Lazy(len(refused), lambda number: kept(refused[number]))
-
-
-def with_companions(
-    rows: Sequence[EncodedRecord], companions: list[EncodedRecord], share: float
-) -> Sequence[EncodedRecord]:
-    """Give a share of the rows another one that goes into the same batch, always the same.
-
-    So the same records are learnt at the same step, with companions or without.
-
-    Args:
-        rows: The rows of a stage.
-        companions: What to put beside them; none: the rows stay as they are.
-        share: Share of the rows that get one.
-    """
-    if not companions:
-        return rows
-
-    def paired(number: int) -> EncodedRecord:
-        bits = hashlib.sha256(f"companion-{number}".encode()).digest()
-        drawn, which = int.from_bytes(bits[:4]) / 2**32, int.from_bytes(bits[4:12])
-        companion = companions[which % len(companions)] if drawn < share else None
-        return replace(rows[number], companion=companion)
-
-    return Lazy(len(rows), paired)

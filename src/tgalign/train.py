@@ -17,6 +17,7 @@ from accelerate import PartialState
 from tgalign.checkpoint import load_llava, pixel_loader, save_checkpoint
 from tgalign.config import StageConfig, TrainConfig
 from tgalign.data.collate import Collator
+from tgalign.data.companions import with_companions
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.load import UNPACKED, TrainingData
 from tgalign.data.records import Problem, Record, read_records, require_all_good
@@ -29,7 +30,7 @@ from tgalign.run_folder import claim_run, text_folder, write_config
 from tgalign.stage import train_stage
 from tgalign.synthetic import Corpus
 from tgalign.text_cache import TextCache
-from tgalign.text_gate import GATE_FILE, Verdicts, gated, verdicts_of, with_companions
+from tgalign.text_gate import GATE_FILE, Verdicts, gated, verdicts_of
 from tgalign.vision_cache import VisionCache, cached_vision
 
 

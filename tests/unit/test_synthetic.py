@@ -12,12 +12,12 @@ import torch
 from transformers import CLIPModel
 
 from tgalign.config import SyntheticConfig
+from tgalign.data.companions import with_companions
 from tgalign.data.encode import Encoder
 from tgalign.errors import UserError
 from tgalign.lab.base_clip import new_clip
 from tgalign.retrieval.exact import encode_texts
 from tgalign.synthetic import Corpus, fit_bridge, read_texts, synthetic_features
-from tgalign.text_gate import with_companions
 from tgalign.vision_cache import VisionCache
 
 CHANNELS, TOKENS = 48, 17
