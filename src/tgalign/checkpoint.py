@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tgalign.data.pictures import read_picture
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
-from tgalign.files import folder_at_once, read_json
+from tgalign.files import folder_at_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,15 +108,17 @@ def load_any_config(path: Path) -> Any:
 
     if not (path / "config.json").is_file():
         raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
-    said = read_json(path / "config.json")
-    if isinstance(said, dict) and "stages" in said and "model_type" not in said:
-        there = path / "checkpoint"
-        found = f"its checkpoint is {there}" if there.is_dir() else "it has no checkpoint yet"
-        raise UserError(f"{path} is a training run: {found}")
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True)
     except (ValueError, OSError) as fault:
-        raise UserError(f"{path}/config.json cannot be read: {fault}") from None
+        if (path / "checkpoint/config.json").is_file():
+            raise UserError(
+                f"{path} is a training run: its checkpoint is {path / 'checkpoint'}"
+            ) from None
+        raise UserError(
+            f"{path}/config.json cannot be read: {fault} "
+            "(if this is a training run, it has no checkpoint yet)"
+        ) from None
 
 
 def _load_any_processor(path: Path) -> Any:

@@ -347,7 +347,7 @@ OTHER = {
         (("--against", "other question"), "is not the same question in"),
         (("--against", "half"), "ends in half a row: let its evaluation end first"),
         (("RUN",), "run is a training run: its checkpoint is"),
-        (("RUN without checkpoint",), "run is a training run: it has no checkpoint yet"),
+        (("RUN without checkpoint",), "training run, it has no checkpoint yet"),
     ],
 )
 def test_a_wrong_folder_is_named_before_anything_is_asked(
