@@ -94,7 +94,9 @@ def caption(
             settings, or the model fails on every picture.
     """
     from tgalign.captioner import Captioner
+    from tgalign.source_models import captioner_config
 
+    captioner_config(model)  # even if there should be nothing to caption
     out = named(out)
     with sole_writer(out, beside=True):
         progress = out.with_name(out.name + PROGRESS)

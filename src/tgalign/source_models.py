@@ -81,7 +81,7 @@ def load_captioner(path: Path, dtype: str) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    config = _config(path, "image-text-to-text model", trust_remote_code=False)
+    config = captioner_config(path)
     model = _load(AutoModelForImageTextToText, path, config=config, dtype=_dtype(dtype))
     processor = _processor(AutoProcessor, path, "processor", trust_remote_code=False)
     tokenizer = getattr(processor, "tokenizer", None)
@@ -91,6 +91,15 @@ def load_captioner(path: Path, dtype: str) -> tuple[Any, Any]:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, processor
+
+
+def captioner_config(path: Path) -> Any:
+    """The config of an image-text-to-text model.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    return _config(path, "image-text-to-text model", trust_remote_code=False)
 
 
 def _dtype(name: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from tgalign.checkpoint import load_llava, pixel_loader, save_checkpoint
+from tgalign.checkpoint import load_config, load_llava, pixel_loader, save_checkpoint
 from tgalign.config import StageConfig, TrainConfig
 from tgalign.data.collate import Collator
 from tgalign.data.companions import with_companions
@@ -100,6 +100,7 @@ def _train_stages(
         of those before, as FSDP2 has left this model in shards.
     """
     show = progress_bar and processes.is_main_process
+    load_config(config.model)  # not after all rows were read that it is not there
     data = TrainingData(
         config.records,
         config.image_root or image_root_of(config.records),

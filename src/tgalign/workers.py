@@ -80,7 +80,8 @@ class Workers:
             for name, function, arguments in jobs:
                 yield name, function(*arguments)
             return
-        names = {self._pool.submit(function, *args): name for name, function, args in jobs}
+        with _interrupts_ignored():  # by what is started here
+            names = {self._pool.submit(function, *args): name for name, function, args in jobs}
         running = set(names)
         try:
             while running:
@@ -116,10 +117,23 @@ def workers(number: int, console: Console, *, progress_bar: bool = True) -> Iter
             yield Workers(pool, console, progress_bar)
         except BaseException as fault:
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(fault, SystemExit):  # SIGTERM, which reached this process alone
+            if isinstance(fault, KeyboardInterrupt | SystemExit):  # which reach this process alone
                 for worker in multiprocessing.active_children():
                     worker.terminate()
             raise
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Start processes that Ctrl-C leaves alone: it is this one that ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _start(threads: int) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from tgalign.errors import UserError
 from tgalign.evaluate.compare import compare, load_pairs, parity
 from tgalign.evaluate.items import Suite
-from tgalign.evaluate.pool import parse_columns, write_pool
+from tgalign.evaluate.pool import parse_columns, pool, write_pool
 from tgalign.evaluate.results import assemble, rates, read_results, safety_gap
 from tgalign.evaluate.thresholds import check, parse_thresholds, write_junit
 from tgalign.report.evaluation_report import NUM_CARDS, warnings, write_evaluation_report
@@ -292,6 +292,9 @@ def test_seeds_are_pooled_and_stand_one_by_one(tmp_path: Path) -> None:
     assert made["tga"]["suites"]["s"]["safety_gap"]["all"]["gap"]["n"] == 8
     assert "0.50 [0.22, 0.78] n=8 (0.25, 0.75)" in text
     assert "tga: seeds 0, 1; one: seeds 0" in text
+    for twice in (f"a={folders[0]},{folders[0]}", f"a={folders[0]},{folders[0]}/../0"):
+        with pytest.raises(UserError, match=r"a: .* of one model with one seed, whose items would"):
+            pool(parse_columns([twice]))
     for wrong in (["tga"], ["=x"], ["a=x", "a=y"]):
         with pytest.raises(UserError, match="expected LABEL=FOLDER"):
             parse_columns(wrong)

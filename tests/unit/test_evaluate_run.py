@@ -219,7 +219,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_run_is_not_mixed_up(tmp_path: Path) -> None:
     run(Echo(), items("a"), tmp_path)
-    with pytest.raises(UserError, match=r"another evaluation \(questions: "):
+    with pytest.raises(UserError, match=r"another evaluation \(other questions\)"):
         run(Echo(), items("b"), tmp_path)
     with pytest.raises(UserError, match=r"another evaluation \(model"):
         run(Echo(name="other"), items("a"), tmp_path)
@@ -336,6 +336,7 @@ OTHER = {
     "other suite": lambda items: items.replace("folder/", "another/"),
     "other question": lambda items: items.replace('"prompt": "', '"prompt": "Not so: '),
     "half": lambda items: items[:-9],
+    "unfinished": lambda items: items,
 }
 
 
@@ -345,6 +346,7 @@ OTHER = {
         (("--against", "nowhere"), "no evaluation at nowhere"),
         (("--against", "other suite"), "shares no item with what is asked"),
         (("--against", "other question"), "is not the same question in"),
+        (("--against", "unfinished"), "is not finished: let it end first"),
         (("--against", "half"), "ends in half a row: let its evaluation end first"),
         (("RUN",), "run is a training run: its checkpoint is"),
         (("RUN without checkpoint",), "training run, it has no checkpoint yet"),
@@ -365,6 +367,8 @@ def test_a_wrong_folder_is_named_before_anything_is_asked(
         tgalign("evaluate", checkpoint, *suite, "--out", tmp_path / "other")
         items = tmp_path / "other/items.jsonl"
         items.write_text(other(items.read_text()))
+        if wrong[-1] == "unfinished":
+            (tmp_path / "other/results.json").unlink()
         more = ("--against", tmp_path / "other")
     status, _, fault = tgalign("evaluate", model, *suite, "--out", tmp_path / "out", *more)
     assert (status, said in fault) == (2, True), fault

@@ -179,7 +179,7 @@ def assemble_ablation(
     shared = [it for it in shared_changes(scale) if it.partition("=")[0] not in own]
     changes = list(_SMOKE) if smoke else shared
     content |= {"against": ablation.against, "changes": changes, "variants": rows}
-    if ablation.size is not None:
+    if ablation.size is not None and not smoke:
         one_llm = any(it.llm_width is not None for it in ablation.variants)
         content["fit"] = {key: growth(rows, key, shared=one_llm) for key in ("dsr", "named")}
     return content

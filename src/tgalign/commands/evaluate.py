@@ -190,9 +190,11 @@ def parity(
     """
     import json
 
-    from tgalign.evaluate.compare import load_pairs
+    from tgalign.evaluate.compare import load_pairs, require_finished
     from tgalign.evaluate.compare import parity as compare_hosts
 
+    for where in (one, other):
+        require_finished(where)
     found = compare_hosts(*load_pairs(one, other))
     typer.echo(json.dumps(found, indent=1))
     if found["same_answer"]["rate"] < at_least or found["unshared"]:

@@ -47,14 +47,13 @@ def run_evaluation(
     Raises:
         UserError: Something of the above is wrong, or not one item could be answered.
     """
-    from tgalign.evaluate.compare import check_against, compare, load_pairs
+    from tgalign.evaluate.compare import compare, pair, read_other
     from tgalign.report.evaluation_report import write_evaluation_report
 
     suites, asked = load_requests(settings)
     if settings.parquet:
         require("pyarrow", "--parquet")
-    if settings.against is not None:
-        check_against(asked, settings.against)
+    others = read_other(settings.against, asked, out) if settings.against else {}
     second = second_judge(settings)
     host = _host(model, settings)
     with sole_writer(out):
@@ -70,7 +69,7 @@ def run_evaluation(
         if second is not None:
             results["judge"] |= _judge_again(second, rows, out, progress=bar)
         if settings.against is not None:
-            pairs, unshared = load_pairs(out, settings.against)
+            pairs, unshared = pair({it["id"]: it for it in rows}, others, out, settings.against)
             results["comparison"] = compare(pairs, str(settings.against), unshared)
         if settings.parquet:
             _write_parquet(rows, out / "items.parquet")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tgalign.errors import UserError
 from tgalign.evaluate.conditions import Request
-from tgalign.evaluate.results import Row, by_scene
+from tgalign.evaluate.results import RESULTS, Row, by_scene
 from tgalign.evaluate.run import ITEMS, read_items
 from tgalign.evaluate.statistics import (
     holm,
@@ -38,17 +38,33 @@ def read_evaluation(where: Path) -> dict[str, dict[str, Any]]:
     return read_items((where if where.is_dir() else where.parent) / ITEMS)
 
 
-def check_against(requests: Sequence[Request], where: Path) -> None:
-    """Find out before anything is asked whether the answers can be compared.
-
-    Args:
-        requests: What is to be asked.
-        where: Folder of the other evaluation, or its results.json.
+def require_finished(where: Path) -> None:
+    """Refuse an evaluation that was cut off: what it lacks would look like other questions.
 
     Raises:
-        UserError: There is no other evaluation, or it shares no item, or asked something else.
+        UserError: It has no results yet.
+    """
+    folder = where if where.is_dir() else where.parent
+    if (folder / ITEMS).is_file() and not (folder / RESULTS).is_file():
+        raise UserError(f"the evaluation at {folder} is not finished: let it end first")
+
+
+def read_other(where: Path, requests: Sequence[Request], out: Path) -> dict[str, dict[str, Any]]:
+    """The rows of an evaluation to compare with, before anything is asked.
+
+    Args:
+        where: Its folder, or its results.json.
+        requests: What is to be asked.
+        out: Folder of the evaluation that asks.
+
+    Raises:
+        UserError: There is none, it is not finished, shares no item, asked something else, or is
+            the one that asks.
     """
     others = read_evaluation(where)
+    require_finished(where)
+    if (where if where.is_dir() else where.parent).resolve() == out.resolve():
+        raise UserError(f"{where} is the evaluation that asks: name another one")
     shared = [it for it in requests if it.id in others]
     if not shared:
         raise UserError(
@@ -56,32 +72,42 @@ def check_against(requests: Sequence[Request], where: Path) -> None:
         )
     for request in shared:
         if request.prompt != others[request.id]["prompt"]:
-            raise UserError(
-                f"item {request.id} is not the same question in {where}: evaluate both on the same "
-                "data, with the same seed"
-            )
+            raise _other_question(request.id, out, where)
+    return others
+
+
+def _other_question(name: str, one: Path, other: Path) -> UserError:
+    return UserError(
+        f"item {name} is not the same question in {one} and {other}: evaluate both on the same "
+        "data, with the same seed"
+    )
 
 
 def load_pairs(one: Path, other: Path) -> tuple[list[Pair], int]:
+    """``pair`` of what two folders of evaluations, or their results.json, hold."""
+    return pair(read_evaluation(one), read_evaluation(other), one, other)
+
+
+def pair(
+    rows: Mapping[str, Row], others: Mapping[str, Row], one: Path, other: Path
+) -> tuple[list[Pair], int]:
     """The items that two evaluations share, with both rows, and how many only one of them has.
 
     Args:
-        one: Folder of an evaluation, or its results.json.
-        other: The same of another.
+        rows: Of an evaluation, by id.
+        others: Of another.
+        one: What to call the first.
+        other: What to call the other.
 
     Raises:
         UserError: They share no item, or shared items asked different things.
     """
-    rows, others = read_evaluation(one), read_evaluation(other)
     shared = [(row, others[name]) for name, row in rows.items() if name in others]
     if not shared:
         raise UserError(f"{one} and {other} share no item: evaluate both on the same suite")
     for row, its in shared:
         if (row["prompt"], row["picture_sha256"]) != (its["prompt"], its["picture_sha256"]):
-            raise UserError(
-                f"item {row['id']} is not the same question in {one} and {other}: evaluate both "
-                "on the same data, with the same seed"
-            )
+            raise _other_question(row["id"], one, other)
     return shared, len(rows.keys() ^ others.keys())
 
 

@@ -40,10 +40,12 @@ def pool(columns: dict[str, list[Path]]) -> dict[str, Any]:
     one by one stand beside them.
 
     Raises:
-        UserError: A folder holds no evaluation.
+        UserError: A folder holds no finished evaluation, or two of a label are of one model with
+            one seed, whose items would count twice.
     """
     pooled = {}
     for label, folders in columns.items():
+        _require_different(label, folders)
         seeds = [list(read_items(folder / ITEMS).values()) for folder in folders]
         rows = [
             row | {"id": f"{row['suite']}/{row['condition']}/{seed} {row['id'].split('/', 2)[2]}"}
@@ -69,6 +71,19 @@ def pool(columns: dict[str, list[Path]]) -> dict[str, Any]:
             },
         }
     return pooled
+
+
+def _require_different(label: str, folders: Sequence[Path]) -> None:
+    seen: dict[Any, Path] = {}
+    for folder in folders:
+        found = read_results(folder)
+        weights = found["model"].get("revision") or str(folder.resolve())  # a server tells none
+        first = seen.setdefault((weights, *found["seeds"]), folder)
+        if first is not folder:
+            raise UserError(
+                f"{label}: {first} and {folder} are evaluations of one model with one seed, whose "
+                "items would count twice: leave one out"
+            )
 
 
 def _of(rows: Sequence[dict[str, Any]], suite: str, condition: str) -> list[dict[str, Any]]:

@@ -245,8 +245,11 @@ def _check_same_run(out: Path, state: dict[str, Any]) -> None:
     if path.is_file():
         found = read_versioned(path, SCHEMA_VERSION, "an evaluation under way")
         if found != state:
+            # Of the questions only a digest is kept, which says nothing to a reader.
+            its, ours = ({**it, "questions": None} for it in (found, state))
+            said = listed_differences(its, ours) or "other questions"
             raise UserError(
-                f"{out} holds another evaluation ({listed_differences(found, state)}): give the "
+                f"{out} holds another evaluation ({said}): give the "
                 "same checkpoint, --defence, --suite, --condition, --limit and --seed, choose "
                 "another --out, or remove it"
             )

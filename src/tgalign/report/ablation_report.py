@@ -48,7 +48,7 @@ def _by_size(content: Mapping[str, Any], looks: Mapping[str, svg.Look]) -> Panel
         )
         for key in _SHOWN
     ]
-    for key, fit in content["fit"].items():
+    for key, fit in content.get("fit", {}).items():
         ends = [sizes[0], sizes[-1]]
         look = svg.Look(looks[COLUMNS[key]].color, "", (0, (1, 1.6)))
         values = [fit["intercept"] + fit["per_doubling"] * end for end in ends]

@@ -290,6 +290,11 @@ def _gather(job: Job, out: Path, report: Path, settings: dict[str, Any]) -> dict
                 tally.add(counts)
         if not tally.rows:
             raise UserError(f"{job.records} holds no record: expected one JSON object a line")
+        if len(faults) == tally.rows:
+            raise UserError(
+                f"{job.records}: none of {tally.rows:,} lines can be used; the first: {faults[0]}. "
+                "Expected JSON lines, which tgalign caption writes of any source"
+            )
         said = tally.as_dict() | {"faults": faults, "settings": settings}
         write_json(report, said)
     shutil.rmtree(job.work)

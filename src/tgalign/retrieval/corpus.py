@@ -16,6 +16,8 @@ MAX_CHARACTERS = 10_000
 """A longer text is skipped: it is a document and no caption, and encoders read its first words."""
 
 _SHOWN = 3
+_TABLES = (".csv", ".tsv", ".json", ".parquet")
+"""Endings of what is no text a line, and would be read as such."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Source:
         """
         if not self.path.is_file():
             raise UserError(f"no corpus at {self.path}: expected a file of texts, one a line")
+        if self.path.suffix in _TABLES:
+            raise UserError(
+                f"{self.path}: expected JSON lines (a name that ends in .jsonl) or plain text, "
+                "one text a line"
+            )
         with self.path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 try:

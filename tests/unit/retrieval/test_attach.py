@@ -263,6 +263,10 @@ def test_what_stands_in_the_way_is_named(run, records, built, tmp_path):
         run(records=tmp_path / "none.jsonl")
     with pytest.raises(UserError, match="no image root at"):
         run(image_root=tmp_path / "none", name="x")
+    (tmp_path / "array.json").write_text('[\n {"image": "a.png"}\n]\n')
+    with pytest.raises(UserError, match=r"none of 3 lines can be used; the first: array\.json:1: "):
+        run(records=tmp_path / "array.json", name="x")
+    assert not (tmp_path / "x.jsonl").exists()
     for content in ("", "\n\n"):
         (tmp_path / "empty.jsonl").write_text(content)
         with pytest.raises(UserError, match="holds no record"):

@@ -62,6 +62,13 @@ def test_a_text_of_a_hundred_thousand_characters_is_skipped_and_counted(tmp_path
     assert dict(source.skipped) == {"longer than 10,000 characters": 2}
 
 
+@pytest.mark.parametrize("name", ["corpus.csv", "corpus.json", "corpus.parquet"])
+def test_what_is_no_text_a_line_is_refused(name, tmp_path):
+    (tmp_path / name).write_text("caption\na dog\n")
+    with pytest.raises(UserError, match=f"{name}: expected JSON lines"):
+        list(Source(tmp_path / name))
+
+
 def test_only_the_first_lines_of_a_reason_are_named(tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_text("\n" * 9)

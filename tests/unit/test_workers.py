@@ -1,0 +1,55 @@
+"""Jobs side by side: Ctrl-C ends them, however it reaches them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+WAIT = 300
+JOBS = """
+import time
+from rich.console import Console
+from tgalign.workers import workers
+if __name__ == "__main__":
+    with workers(2, Console(), progress_bar=False) as crew:
+        jobs = [(str(number), time.sleep, (number,)) for number in (0.01, 0.02, 998, 999, 1000)]
+        crew.run("done", jobs)
+"""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("to", ["the command alone", "all of the group", "all, twice"])
+def test_an_interrupt_ends_all_jobs_at_once_and_quietly(to: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", JOBS],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert [process.stdout.readline().strip() for _ in range(2)] == ["done: 0.01", "done: 0.02"]
+        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = [int(pid) for pid in listed]
+        assert len(children) >= 2
+        for _ in range(2 if to == "all, twice" else 1):
+            if to == "the command alone":
+                process.send_signal(signal.SIGINT)
+            else:
+                os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.2)
+        _, said = process.communicate(timeout=WAIT)
+    assert process.returncode == -signal.SIGINT
+    assert said.count("Traceback") <= 1 or to == "all, twice"  # the command's own
+    until = time.monotonic() + WAIT
+    while any(map(alive, children)):
+        assert time.monotonic() < until, "a worker is left"
+        time.sleep(0.1)
