@@ -80,7 +80,7 @@ class Workers:
             for name, function, arguments in jobs:
                 yield name, function(*arguments)
             return
-        with _interrupts_ignored():  # by what is started here
+        with _interrupts_ignored():  # it is this process that ends the others
             names = {self._pool.submit(function, *args): name for name, function, args in jobs}
         running = set(names)
         try:
@@ -116,16 +116,17 @@ def workers(number: int, console: Console, *, progress_bar: bool = True) -> Iter
         try:
             yield Workers(pool, console, progress_bar)
         except BaseException as fault:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(fault, KeyboardInterrupt | SystemExit):  # which reach this process alone
-                for worker in multiprocessing.active_children():
-                    worker.terminate()
+            with _interrupts_ignored():  # of one who presses Ctrl-C twice
+                pool.shutdown(wait=False, cancel_futures=True)
+                if isinstance(fault, KeyboardInterrupt | SystemExit):  # which reach this one alone
+                    for worker in multiprocessing.active_children():
+                        worker.terminate()
             raise
 
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Start processes that Ctrl-C leaves alone: it is this one that ends them."""
+    """Let no Ctrl-C come between; processes started meanwhile are left alone by it for good."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-WAIT = 300
+WAIT = 120
 JOBS = """
-import time
+import signal, time
 from rich.console import Console
 from tgalign.workers import workers
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells switch it off behind `&`
     with workers(2, Console(), progress_bar=False) as crew:
         jobs = [(str(number), time.sleep, (number,)) for number in (0.01, 0.02, 998, 999, 1000)]
         crew.run("done", jobs)
