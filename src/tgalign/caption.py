@@ -96,12 +96,12 @@ def caption(
     from tgalign.captioner import Captioner
     from tgalign.source_models import captioner_config
 
-    captioner_config(model)  # even if there should be nothing to caption
     out = named(out)
     with sole_writer(out, beside=True):
         progress = out.with_name(out.name + PROGRESS)
         if out.exists() and not progress.is_file():  # else a kill came just before the end
             raise UserError(f"{out} exists: name another file as out, or remove it")
+        captioner_config(model)  # even if there should be nothing to caption
         rows, problems = _read(source, images, "records" if progress_bar else None)
         wanted = list(dict.fromkeys(row.image for row in rows if row.image is not None))
         settings = {"model": str(model), "prompt": prompt, "max_new_tokens": max_new_tokens}

@@ -148,10 +148,10 @@ def read_items(
             row = json.loads(line)
             schema.model_validate(row)
         except (ValueError, RecursionError) as fault:
-            if number == len(lines):  # no line break ends it: a run was stopped, or still writes
-                if partial:
-                    break
-                raise UserError(
+            if number == len(lines) and partial:
+                break
+            if number == len(lines) and not isinstance(fault, ValidationError):
+                raise UserError(  # no line break ends it: a run was stopped, or still writes
                     f"{path} ends in half a row: let its evaluation end first"
                 ) from None
             said = (
