@@ -295,6 +295,10 @@ def test_seeds_are_pooled_and_stand_one_by_one(tmp_path: Path) -> None:
     for twice in (f"a={folders[0]},{folders[0]}", f"a={folders[0]},{folders[0]}/../0"):
         with pytest.raises(UserError, match=r"a: .* of one model with one seed, whose items would"):
             pool(parse_columns([twice]))
+    for model in ("", "a name", None):  # damaged, as the fuzzer found
+        odd = results(rows) | {"model": model, "seeds": [[1]]}
+        (folders[1] / "results.json").write_text(json.dumps(odd), encoding="utf-8")
+        assert pool({"a": folders})["a"]["seeds"] == [0, [1]]
     for wrong in (["tga"], ["=x"], ["a=x", "a=y"]):
         with pytest.raises(UserError, match="expected LABEL=FOLDER"):
             parse_columns(wrong)

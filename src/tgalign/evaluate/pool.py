@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,13 @@ def pool(columns: dict[str, list[Path]]) -> dict[str, Any]:
 
 
 def _require_different(label: str, folders: Sequence[Path]) -> None:
-    seen: dict[Any, Path] = {}
+    seen: dict[str, Path] = {}
     for folder in folders:
         found = read_results(folder)
-        weights = found["model"].get("revision") or str(folder.resolve())  # a server tells none
-        first = seen.setdefault((weights, *found["seeds"]), folder)
+        model = found.get("model")
+        weights = model.get("revision") if isinstance(model, dict) else None  # a server tells none
+        key = json.dumps([weights or str(folder.resolve()), found["seeds"]])
+        first = seen.setdefault(key, folder)
         if first is not folder:
             raise UserError(
                 f"{label}: {first} and {folder} are evaluations of one model with one seed, whose "
