@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from processes import children, runs
 from tgalign import cli
 from tgalign.baselines.ablate import run_variant
 from tgalign.baselines.ablations import Variant
@@ -33,14 +34,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def running(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
 def wait_for(what, happened) -> None:
     until = time.monotonic() + WAIT
     while not happened():
@@ -57,10 +50,10 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, i
         env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         wait_for("checkpoint", lambda: [*out.glob("seed0/runs/*/checkpoint")])
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        started = children(process.pid)
         process.send_signal(signal.SIGKILL)
-    assert children
-    wait_for("end of the workers", lambda: not any(running(int(pid)) for pid in children))
+    assert started
+    wait_for("end of the workers", lambda: not any(map(runs, started)))
     weights = out.glob("seed0/runs/*/checkpoint/model.safetensors")
     return out, {path: path.stat().st_mtime_ns for path in weights}
 

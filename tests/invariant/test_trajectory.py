@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from parallel_runs import refuse_even_captions
 from safetensors.torch import load_file
 
 import tgalign.text_gate
@@ -278,11 +279,7 @@ def test_a_reference_that_moves_is_never_kept(settings, tmp_path):
 @pytest.fixture
 def gate(monkeypatch):
     """A language model that refuses captions of an even number of letters."""
-
-    def answers(model, processor, captions, questions, title=None):
-        return ["i can not ." if len(caption) % 2 == 0 else "a dog ." for caption in captions]
-
-    monkeypatch.setattr(tgalign.text_gate, "answers", answers)
+    monkeypatch.setattr(tgalign.text_gate, "answers", refuse_even_captions)
 
 
 GATED = {"text_gate": True, "companions": 0.6}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from processes import children, runs
 from tgalign.termination import STATUS, heed_parent_alone
 from tgalign.trainer import WEIGHTS
 
@@ -47,18 +48,6 @@ def wait_until(true, process=None) -> None:
         assert time.monotonic() < end, "waited in vain"
         assert process is None or process.poll() is None, process.communicate()
         time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    return [int(it) for it in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def runs(pid: int) -> bool:
-    """Whether a process is there and no zombie, which who adopts it may not have asked for yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_training_with_workers_saves_and_ends(checkpoint, rows, tmp_path) -> None:

@@ -5,9 +5,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+
+from processes import children, runs
 
 WAIT = 120
 JOBS = """
@@ -24,13 +25,6 @@ if __name__ == "__main__":
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("to", ["the command alone", "all of the group", "all, twice"])
 def test_an_interrupt_ends_all_jobs_at_once_and_quietly(to: str) -> None:
     with subprocess.Popen(
@@ -38,9 +32,8 @@ def test_an_interrupt_ends_all_jobs_at_once_and_quietly(to: str) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     ) as process:  # fmt: skip
         assert [process.stdout.readline().strip() for _ in range(2)] == ["done: 0.01", "done: 0.02"]
-        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        children = [int(pid) for pid in listed]
-        assert len(children) >= 2
+        started = children(process.pid)
+        assert len(started) >= 2
         for _ in range(2 if to == "all, twice" else 1):
             if to == "the command alone":
                 process.send_signal(signal.SIGINT)
@@ -51,6 +44,6 @@ def test_an_interrupt_ends_all_jobs_at_once_and_quietly(to: str) -> None:
     assert process.returncode == -signal.SIGINT
     assert said.count("Traceback") <= 1 or to == "all, twice"  # the command's own
     until = time.monotonic() + WAIT
-    while any(map(alive, children)):
+    while any(map(runs, started)):
         assert time.monotonic() < until, "a worker is left"
         time.sleep(0.1)

@@ -72,6 +72,7 @@ def run_ablation(
         for seed in range(num_seeds)
     ]
     widths = [variant.llm_width for variant in ablation.variants if variant.llm_width is not None]
+    # Before all else, as several seeds need each; the widest, which takes longest, first.
     llms: list[Job] = [
         (f"language model of {width} channels", language_model, (out, width, smoke))
         for width in reversed(widths)
@@ -109,13 +110,10 @@ def language_model(out: Path, width: int, smoke: bool = False) -> Path:
     Returns:
         Its folder in ``out``.
     """
-    from filelock import FileLock
-
     from tgalign.lab.build import build_llm
 
     folder = out / f"llm{width}{'-smoke' if smoke else ''}"
-    with FileLock(folder.with_suffix(".lock")):
-        build_llm(folder, 0, width=width, steps=(2, 2) if smoke else None, progress_bar=False)
+    build_llm(folder, 0, width=width, steps=(2, 2) if smoke else None, progress_bar=False)
     return folder
 
 

@@ -35,7 +35,11 @@ def read_evaluation(where: Path) -> dict[str, dict[str, Any]]:
         raise UserError(
             f"no evaluation at {where}: expected the folder of one, or its results.json"
         )
-    return read_items((where if where.is_dir() else where.parent) / ITEMS)
+    return read_items(_folder_of(where) / ITEMS)
+
+
+def _folder_of(where: Path) -> Path:
+    return where if where.is_dir() else where.parent
 
 
 def require_finished(where: Path) -> None:
@@ -44,7 +48,7 @@ def require_finished(where: Path) -> None:
     Raises:
         UserError: It has no results yet.
     """
-    folder = where if where.is_dir() else where.parent
+    folder = _folder_of(where)
     if (folder / ITEMS).is_file() and not (folder / RESULTS).is_file():
         raise UserError(f"the evaluation at {folder} is not finished: let it end first")
 
@@ -63,7 +67,7 @@ def read_other(where: Path, requests: Sequence[Request], out: Path) -> dict[str,
     """
     others = read_evaluation(where)
     require_finished(where)
-    if (where if where.is_dir() else where.parent).resolve() == out.resolve():
+    if _folder_of(where).resolve() == out.resolve():
         raise UserError(f"{where} is the evaluation that asks: name another one")
     shared = [it for it in requests if it.id in others]
     if not shared:

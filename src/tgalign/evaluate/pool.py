@@ -46,7 +46,8 @@ def pool(columns: dict[str, list[Path]]) -> dict[str, Any]:
     """
     pooled = {}
     for label, folders in columns.items():
-        _require_different(label, folders)
+        results = [read_results(folder) for folder in folders]
+        _require_different(label, folders, results)
         seeds = [list(read_items(folder / ITEMS).values()) for folder in folders]
         rows = [
             row | {"id": f"{row['suite']}/{row['condition']}/{seed} {row['id'].split('/', 2)[2]}"}
@@ -56,7 +57,7 @@ def pool(columns: dict[str, list[Path]]) -> dict[str, Any]:
         suites = dict.fromkeys(row["suite"] for row in rows)
         pooled[label] = {
             "folders": [str(folder) for folder in folders],
-            "seeds": [seed for folder in folders for seed in read_results(folder)["seeds"]],
+            "seeds": [seed for found in results for seed in found["seeds"]],
             "suites": {
                 suite: {
                     "conditions": {
@@ -74,10 +75,11 @@ def pool(columns: dict[str, list[Path]]) -> dict[str, Any]:
     return pooled
 
 
-def _require_different(label: str, folders: Sequence[Path]) -> None:
+def _require_different(
+    label: str, folders: Sequence[Path], results: Sequence[dict[str, Any]]
+) -> None:
     seen: dict[str, Path] = {}
-    for folder in folders:
-        found = read_results(folder)
+    for folder, found in zip(folders, results, strict=True):
         model = found.get("model")
         weights = model.get("revision") if isinstance(model, dict) else None  # a server tells none
         key = json.dumps([weights or str(folder.resolve()), found["seeds"]])

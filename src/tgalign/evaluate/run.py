@@ -148,7 +148,7 @@ def read_items(
             row = json.loads(line)
             schema.model_validate(row)
         except (ValueError, RecursionError) as fault:
-            if number == len(lines) and partial:
+            if partial and number == len(lines):
                 break
             if number == len(lines) and not isinstance(fault, ValidationError):
                 raise UserError(  # no line break ends it: a run was stopped, or still writes

@@ -36,8 +36,10 @@ NUM_PROBES = 32
 
 _Settings = TypeVar("_Settings", bound="DataSize | Quality")
 
-_FIXED = {"model", "records", "out", "probes", "seed"}
-_FIXED |= {"data.objects", "data.style", "data.toxic_share"}
+_FIXED = {
+    "model", "records", "out", "probes", "seed",
+    "data.objects", "data.style", "data.toxic_share",
+}  # fmt: skip
 """What an experiment states elsewhere or must not change."""
 
 
