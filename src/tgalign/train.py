@@ -180,10 +180,6 @@ def _train_stages(
     return True
 
 
-def _text_folder(config: TrainConfig) -> Path | None:
-    return config.cache_text if isinstance(config.cache_text, Path) else None
-
-
 def _warn_of_gaps(config: TrainConfig, data: TrainingData) -> None:
     """Say what the data as a whole lacks; rows are checked one by one elsewhere."""
     logger = logging.getLogger(__name__)

@@ -224,7 +224,7 @@ def test_a_folder_of_another_run_is_not_mixed_up(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"another evaluation \(model"):
         run(Echo(name="other"), items("a"), tmp_path)
     (tmp_path / "run.json").unlink()
-    with pytest.raises(UserError, match="of unknown origin"):
+    with pytest.raises(UserError, match="holds no evaluation: choose another"):
         run(Echo(), items("a"), tmp_path)
 
 

@@ -17,7 +17,14 @@ from tgalign.errors import UserError
 from tgalign.evaluate.conditions import Request, all_requests
 from tgalign.evaluate.items import Suite
 from tgalign.evaluate.results import RESULTS, assemble
-from tgalign.evaluate.run import CHUNK, ITEMS, run_requests, write_items
+from tgalign.evaluate.run import (
+    CHUNK,
+    DIAGNOSIS,
+    ITEMS,
+    check_place,
+    run_requests,
+    write_items,
+)
 from tgalign.evaluate.settings import Settings
 from tgalign.evaluate.statistics import Difference
 from tgalign.files import write_json
@@ -50,6 +57,7 @@ def run_evaluation(
     from tgalign.evaluate.compare import compare, pair, read_other
     from tgalign.report.evaluation_report import write_evaluation_report
 
+    check_place(out)
     suites, asked = load_requests(settings)
     if settings.parquet:
         require("pyarrow", "--parquet")
@@ -91,11 +99,13 @@ def run_audit(model: Path, out: Path, settings: Settings) -> dict[str, Any]:
 
     # Two pairs a scene are the least that can be split into halves.
     per_scene = None if settings.limit is None else max(2, settings.limit)
-    folder = out / "diagnosis"
+    folder = out / DIAGNOSIS
     bar = settings.progress
+    check_place(out)
     run_diagnosis(model, folder, "lab", per_scene=per_scene, clip=None, progress=bar)
+    results = run_evaluation(str(model), out, settings, diagnosis=f"{DIAGNOSIS}/report.html")
     shutil.copyfile(folder / "diagnosis.json", out / "diagnosis.json")
-    return run_evaluation(str(model), out, settings, diagnosis="diagnosis/report.html")
+    return results
 
 
 def load_requests(settings: Settings) -> tuple[list[Suite], list[Request]]:

@@ -18,9 +18,11 @@ from tgalign.evaluate.generate import Prompt, Said
 from tgalign.evaluate.pictures import PictureError, picture_hash
 from tgalign.evaluate.refusal import Verdict, judge
 from tgalign.evaluate.utility import score
-from tgalign.files import listed_differences, read_versioned, write_json, write_text
+from tgalign.files import is_free, listed_differences, read_versioned, write_json, write_text
 
 ITEMS, STATE = "items.jsonl", "run.json"
+DIAGNOSIS = "diagnosis"
+"""Folder that an audit's diagnosis has in that of its evaluation."""
 SCHEMA_VERSION = 1
 """Of run.json and items.jsonl."""
 CHUNK = 8
@@ -89,7 +91,8 @@ def run_requests(
         One row per request, in their order.
 
     Raises:
-        UserError: ``out`` holds a run of another model, other questions or other settings.
+        UserError: ``out`` holds a run of another model, other questions or other settings, or
+            something else.
     """
     assert len({request.id for request in requests}) == len(requests), "ids are not unique"
     out.mkdir(parents=True, exist_ok=True)
@@ -240,6 +243,16 @@ def _lasting(host: dict[str, Any]) -> dict[str, Any]:
     return lasting
 
 
+def check_place(out: Path) -> None:
+    """See that ``out`` holds an evaluation or nothing but the diagnosis of an audit.
+
+    Raises:
+        UserError: Something else lies there.
+    """
+    if not (out / STATE).is_file() and not is_free(out, but=out / DIAGNOSIS):
+        raise UserError(f"{out} is not empty and holds no evaluation: choose another --out")
+
+
 def _check_same_run(out: Path, state: dict[str, Any]) -> None:
     path, state = out / STATE, {"schema_version": SCHEMA_VERSION, **state}
     if path.is_file():
@@ -253,7 +266,6 @@ def _check_same_run(out: Path, state: dict[str, Any]) -> None:
                 "same checkpoint, --defence, --suite, --condition, --limit and --seed, choose "
                 "another --out, or remove it"
             )
-    elif (out / ITEMS).is_file():
-        raise UserError(f"{out} holds {ITEMS} of unknown origin: choose another --out")
     else:
+        check_place(out)
         write_json(path, state)
