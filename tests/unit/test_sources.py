@@ -283,6 +283,15 @@ def test_a_broken_array_ends_in_one_problem(content, good, tmp_path):
     assert "nothing after this row can be read" in str(faults[0])
 
 
+@pytest.mark.parametrize("content", [{"data": [{"messages": []}]}, {"a": 1}, {}])
+def test_one_object_over_several_lines_is_one_problem(content, tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text("\ufeff\n" + json.dumps(content, indent=1).replace("{}", "{\n}"))
+    _, problems = read_records(path, tmp_path)
+    assert [problem.row for problem in problems] == [1]
+    assert "one JSON object over several lines" in problems[0].reason
+
+
 def test_an_element_without_end_is_not_read_into_memory_forever(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "MAX_ROW", 100)
     monkeypatch.setattr(sources, "_PIECE", 10)

@@ -89,7 +89,11 @@ def open_source(data: Data) -> Source:
         return Source(data.name, _csv(data), data.stat().st_size, table=True)
     if suffix in (".parquet", ".arrow"):
         return _stored(data, [data], suffix[1:])
-    rows = _array(data) if suffix != ".jsonl" and _first(data) == b"[" else _lines(data)
+    first = b"" if suffix == ".jsonl" else _first(data)
+    rows = _array(data) if first == b"[" else _lines(data)
+    if first == b"{" and _is_one_object(data):
+        reason = "the file is one JSON object over several lines: expected one a line, or an array"
+        rows = iter([Raw(1, ValueError(reason), data.stat().st_size)])
     return Source(data.name, rows, data.stat().st_size)
 
 
@@ -144,6 +148,24 @@ def _first(path: Path) -> bytes:
             if chunk.strip():
                 return chunk.lstrip().removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     return b""
+
+
+def _is_one_object(path: Path) -> bool:
+    """Whether a file is a single object over several lines, as ``json.dump(indent=1)`` has it."""
+    if path.stat().st_size > MAX_ROW:
+        return False
+    with path.open("rb") as file:
+        if _is_json(next(filter(bytes.strip, file))):
+            return False
+    return _is_json(path.read_bytes())
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content.removeprefix(codecs.BOM_UTF8))
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _lines(path: Path) -> Iterator[Raw]:
