@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +10,7 @@ from tgalign.data.pictures import read_picture
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
 from tgalign.files import folder_at_once
+from tgalign.pretrained import read_config, read_model, read_part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load_llava(
-    path: Path, *, dtype: Literal["float32", "auto"] = "float32"
+    path: Path, *, dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
 ) -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
     """Load a stock LLaVA checkpoint and its processor, offline, safetensors only.
 
@@ -28,12 +29,10 @@ def load_llava(
     Raises:
         UserError: There is no checkpoint, or it is not a LLaVA.
     """
-    import torch
     from transformers import LlavaForConditionalGeneration
 
     processor, _ = load_processor(path)
-    kind = torch.float32 if dtype == "float32" else dtype
-    return _load_model(path, LlavaForConditionalGeneration, kind), processor
+    return read_model(LlavaForConditionalGeneration, path, dtype=dtype), processor
 
 
 def load_processor(path: Path) -> tuple[ProcessorMixin, LlavaConfig]:
@@ -43,9 +42,7 @@ def load_processor(path: Path) -> tuple[ProcessorMixin, LlavaConfig]:
         UserError: There is no checkpoint, or it is not a LLaVA.
     """
     config = load_config(path)
-    processor: Any = _load_any_processor(path)
-    if getattr(processor, "chat_template", None) is None:
-        raise UserError(f"the processor at {path} has no chat template, so no prompt can be made")
+    processor = load_chat_processor(path)
     if processor.tokenizer.chat_template is None:  # older checkpoints keep it in the processor
         processor.tokenizer.chat_template = processor.chat_template
     image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -57,13 +54,27 @@ def load_processor(path: Path) -> tuple[ProcessorMixin, LlavaConfig]:
     return processor, config
 
 
+def load_chat_processor(path: Path) -> Any:
+    """Load the processor of any image-text model, offline.
+
+    Raises:
+        UserError: There is none, or it makes no prompts.
+    """
+    from transformers import AutoProcessor
+
+    processor = read_part(AutoProcessor, path, "processor")
+    if getattr(processor, "chat_template", None) is None:
+        raise UserError(f"the processor at {path} has no chat template, so no prompt can be made")
+    return processor
+
+
 def load_config(path: Path) -> LlavaConfig:
     """Read the config of a stock LLaVA checkpoint, offline.
 
     Raises:
         UserError: There is no checkpoint, or it is not a LLaVA.
     """
-    config = load_any_config(path)
+    config = read_config(path)
     if config.model_type != "llava":
         raise UserError(
             f"{path} holds a {config.model_type!r} model; expected a 'llava' checkpoint "
@@ -82,86 +93,20 @@ def load_lvlm(path: Path) -> tuple[Any, Any]:
         UserError: There is no checkpoint, or it holds another kind of model.
     """
     import torch
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    kind = load_any_config(path).model_type
+    kind = read_config(path).model_type
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise UserError(
             f"{path} holds a {kind!r} model; expected one that reads pictures and words, such as "
             "llava, qwen2_5_vl or gemma3 (AutoModelForImageTextToText)"
         )
-    processor = _load_any_processor(path)
-    model = _load_model(path, AutoModelForImageTextToText, "auto")
+    processor = read_part(AutoProcessor, path, "processor")
+    model = read_model(AutoModelForImageTextToText, path, dtype="auto")
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    return model.eval(), processor
-
-
-def load_any_config(path: Path) -> Any:
-    """Read the config of any checkpoint in a stock format, offline.
-
-    Raises:
-        UserError: There is none, or transformers cannot read it, or it is that of a training run.
-    """
-    from transformers import AutoConfig
-
-    if not (path / "config.json").is_file():
-        raise UserError(f"no checkpoint at {path}: expected a folder with config.json")
-    try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError) as fault:
-        if (path / "checkpoint/config.json").is_file():
-            raise UserError(
-                f"{path} is a training run: its checkpoint is {path / 'checkpoint'}"
-            ) from None
-        raise UserError(
-            f"{path}/config.json cannot be read: {fault} "
-            "(if this is a training run, it has no checkpoint yet)"
-        ) from None
-
-
-def _load_any_processor(path: Path) -> Any:
-    from transformers import AutoProcessor
-
-    try:
-        return AutoProcessor.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError, ImportError) as fault:
-        raise UserError(f"the processor at {path} cannot be loaded: {fault}") from None
-
-
-def _load_model(path: Path, model_class: Any, dtype: Any) -> Any:
-    """The weights, safetensors only; none may be missing."""
-    from safetensors import SafetensorError
-
-    try:
-        model, info = model_class.from_pretrained(
-            path,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=dtype,
-            output_loading_info=True,
-        )
-    except (ValueError, OSError, RuntimeError, ImportError, SafetensorError) as fault:
-        # transformers adds the names of all model classes it knows
-        reason = str(fault).split("Model type should be one of")[0].strip()
-        raise UserError(f"the checkpoint at {path} cannot be loaded: {reason}") from None
-    require_weights(f"the checkpoint at {path}", info["missing_keys"])
-    return model
-
-
-def require_weights(what: str, missing: Iterable[str]) -> None:
-    """Refuse a model some of whose weights would be random.
-
-    Raises:
-        UserError: It lacks some.
-    """
-    names = sorted(missing)
-    if names:
-        raise UserError(
-            f"{what} lacks {len(names)} weight(s), which would be random: "
-            f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-        )
+    return model, processor
 
 
 def save_checkpoint(model: Any, processor: Any, path: Path) -> None:

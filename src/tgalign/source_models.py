@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tgalign.checkpoint import require_weights
 from tgalign.errors import UserError
+from tgalign.pretrained import read_config, read_model, read_part
 
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+LLM, ENCODER, CAPTIONER = "language model", "vision encoder", "image-text-to-text model"
 
 
 def load_llm(path: Path, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
@@ -28,15 +27,9 @@ def load_llm(path: Path, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    config = _config(path, "language model", trust_remote_code)
-    model = _load(
-        AutoModelForCausalLM,
-        path,
-        config=config,
-        dtype=_dtype(dtype),
-        trust_remote_code=trust_remote_code,
-    )
-    return model, _processor(AutoTokenizer, path, "tokenizer", trust_remote_code)
+    config = _config(path, LLM, trust_remote_code)
+    model = _weights(AutoModelForCausalLM, path, LLM, trust_remote_code, config=config, dtype=dtype)
+    return model, read_part(AutoTokenizer, path, "tokenizer", trust_remote_code=trust_remote_code)
 
 
 def load_vision(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
@@ -53,20 +46,22 @@ def load_vision(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> tupl
     from accelerate import init_empty_weights
     from transformers import AutoImageProcessor, AutoModel
 
-    config = _config(path, "vision encoder", trust_remote_code)
+    config = _config(path, ENCODER, trust_remote_code)
     if config.model_type.startswith("siglip2"):
         raise UserError(
             f"{path} is a SigLIP 2 of variable resolution (NaFlex), whose patch grids stock LLaVA "
             "cannot hand on: give one of fixed resolution (config.json: model_type siglip)"
         )
-    model = _load(AutoModel, path, config=config, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = _weights(AutoModel, path, ENCODER, trust_remote_code, config=config, dtype=dtype)
     with init_empty_weights():
         expected = type(AutoModel.from_config(getattr(config, "vision_config", config)))
     parts = (model, getattr(model, "vision_model", None))
     tower = next((part for part in parts if type(part) is expected), None)
     if tower is None:
         raise UserError(f"{path} holds a {config.model_type!r} model with no vision encoder in it")
-    return tower, _processor(AutoImageProcessor, path, "image processor", trust_remote_code)
+    return tower, read_part(
+        AutoImageProcessor, path, "image processor", trust_remote_code=trust_remote_code
+    )
 
 
 def load_captioner(path: Path, dtype: str) -> tuple[Any, Any]:
@@ -82,8 +77,8 @@ def load_captioner(path: Path, dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     config = captioner_config(path)
-    model = _load(AutoModelForImageTextToText, path, config=config, dtype=_dtype(dtype))
-    processor = _processor(AutoProcessor, path, "processor", trust_remote_code=False)
+    model = _weights(AutoModelForImageTextToText, path, CAPTIONER, config=config, dtype=dtype)
+    processor = read_part(AutoProcessor, path, "processor")
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or getattr(processor, "image_processor", None) is None:
         raise UserError(f"{path} has a {type(processor).__name__}; expected pictures and texts")
@@ -99,63 +94,21 @@ def captioner_config(path: Path) -> Any:
     Raises:
         UserError: There is none, or it cannot be read.
     """
-    return _config(path, "image-text-to-text model", trust_remote_code=False)
+    return _config(path, CAPTIONER)
 
 
-def _dtype(name: str) -> Any:
-    return name if name == "auto" else getattr(torch, name)
-
-
-def _config(path: Path, what: str, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
-    if not (path / "config.json").is_file():
-        raise UserError(
-            f"no {what} at {path}: expected a folder with config.json (nothing is downloaded)"
-        )
-    if not any(path.glob("*.safetensors")):
-        pickled = sorted(it.name for it in path.iterdir() if it.suffix in PICKLED)
-        found = (
-            f"only {pickled[0]}, a pickle, which runs code when read" if pickled else "no weights"
-        )
-        raise UserError(
-            f"the {what} at {path} has {found}; expected safetensors: where you trust it, load it "
-            "with transformers and save_pretrained it to another folder"
-        )
-    if trust_remote_code:
-        named = ", ".join(sorted(it.name for it in path.glob("*.py"))) or "none is there"
-        logging.getLogger(__name__).warning(
-            "--trust-remote-code: code in %s may run with all your rights (%s)", path, named
-        )
-    config = _call(AutoConfig, path, trust_remote_code=trust_remote_code)
+def _config(path: Path, what: str, trust_remote_code: bool | None = None) -> Any:
+    config = read_config(path, what, trust_remote_code=trust_remote_code)
     if getattr(config, "quantization_config", None):
         raise UserError(f"the {what} at {path} is quantised; give its unquantised checkpoint")
     return config
 
 
-def _load(auto: Any, path: Path, **options: Any) -> Any:
-    model, info = _call(auto, path, use_safetensors=True, output_loading_info=True, **options)
-    missing = (name for name in info["missing_keys"] if "pooler" not in name)
-    require_weights(f"the checkpoint at {path}", missing)
-    return model.eval()
-
-
-def _processor(auto: Any, path: Path, what: str, trust_remote_code: bool) -> Any:
-    try:
-        return _call(auto, path, trust_remote_code=trust_remote_code)
-    except UserError as fault:
-        raise UserError(f"no {what} beside the model: {fault}") from None
-
-
-def _call(auto: Any, path: Path, **options: Any) -> Any:
-    try:
-        return auto.from_pretrained(path, local_files_only=True, **options)
-    except Exception as fault:  # what others' files make of transformers is past listing
-        if "Unrecognized configuration class" in str(fault) and "config" in options:
-            kind = options["config"].model_type
-            raise UserError(
-                f"{path} holds a {kind!r} model, which {auto.__name__} does not load: is this the "
-                "folder that was meant?"
-            ) from fault
-        hint = "; --trust-remote-code runs it" if "trust_remote_code" in str(fault) else ""
-        raise UserError(f"{path} cannot be loaded: {fault}{hint}") from fault
+def _weights(
+    auto: Any, path: Path, what: str, trust_remote_code: bool | None = None, **options: Any
+) -> Any:
+    """The model; poolers, which nothing here reads, may be missing."""
+    return read_model(
+        auto, path, what, may_lack=lambda _, name: "pooler" in name,
+        trust_remote_code=trust_remote_code, **options,
+    )  # fmt: skip

@@ -26,6 +26,7 @@ from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import IMAGE_TOKEN, Record, require_all_good
 from tgalign.errors import UserError
 from tgalign.files import is_unicode, read_jsonl
+from tgalign.pretrained import read_config, read_model, read_part
 from tgalign.text_gate import usual_question
 from tgalign.vision_cache import VisionCache
 
@@ -184,17 +185,12 @@ def load_clip(path: Path) -> tuple[Any, Any]:
     Raises:
         UserError: It is missing, cannot be read, or has no text tower.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
 
-    options: Any = {"local_files_only": True}
-    try:
-        config = AutoConfig.from_pretrained(path, **options)
-        if not hasattr(config, "text_config") or not hasattr(config, "vision_config"):
-            raise ValueError(f"a {config.model_type!r} model has no text and vision tower")
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        clip = AutoModel.from_pretrained(
-            path, use_safetensors=True, dtype=torch.float32, **options
-        ).eval()
-    except (OSError, ValueError) as fault:
-        raise UserError(f"the CLIP at {path} cannot be loaded: {fault}") from None
-    return clip, tokenizer
+    config = read_config(path, "CLIP")
+    if not hasattr(config, "text_config") or not hasattr(config, "vision_config"):
+        raise UserError(
+            f"{path} holds a {config.model_type!r} model, which has no text and vision tower"
+        )
+    tokenizer = read_part(AutoTokenizer, path, "CLIP's tokenizer")
+    return read_model(AutoModel, path, "CLIP", dtype="float32"), tokenizer

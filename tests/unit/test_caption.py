@@ -333,7 +333,7 @@ def test_misuse_is_named(folder, checkpoint, tmp_path, tgalign):
     (tmp_path / "empty").mkdir()
     refused("no picture in", source=tmp_path / "empty")
     text_only = Path(__file__).parents[2] / "src/tgalign/lab/assets/llm"
-    refused("does not load: is this the folder", model=text_only)
+    refused("LlamaConfig: is this the folder that was meant", model=text_only)
     assert not (tmp_path / "out.jsonl").exists()
 
 

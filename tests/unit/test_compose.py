@@ -278,11 +278,11 @@ def test_bad_sources_are_named(llm_path, vision_path, tmp_path):
     refused("no language model at /nowhere", llm="/nowhere")
     refused("no vision encoder at /nowhere", vision="/nowhere")
     refused("is this the folder that was meant", llm=vision_path)  # no causal language model
-    refused("no image processor beside the model|no square patches", vision=llm_path)
+    refused("the image processor at .* cannot be loaded|no square patches", vision=llm_path)
     bare = shutil.copytree(llm_path, tmp_path / "bare")
     for path in bare.glob("tokenizer*"):
         path.unlink()
-    refused("no tokenizer beside the model", llm=bare)
+    refused("the tokenizer at .*bare cannot be loaded", llm=bare)
     quantised = shutil.copytree(llm_path, tmp_path / "quantised")
     config = json.loads((quantised / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
@@ -291,8 +291,9 @@ def test_bad_sources_are_named(llm_path, vision_path, tmp_path):
     broken = shutil.copytree(llm_path, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"nothing")
     refused("broken cannot be loaded", llm=broken)
-    (broken / "config.json").write_text("{")
-    refused("broken cannot be loaded", llm=broken)
+    for config in ("{", "5", "null", '{"model_type": ["llama"]}'):
+        (broken / "config.json").write_text(config)
+        refused(r"broken.config.json cannot be read", llm=broken)
     assert not (tmp_path / "out").exists()
 
 
@@ -393,6 +394,6 @@ def test_a_composed_model_trains(llm_path, tmp_path, tgalign):
 
 def test_a_vision_encoder_in_the_place_of_the_language_model_is_named_shortly():
     folder = Path(assets.__file__).parent / "assets/clip"
-    with pytest.raises(UserError, match="does not load: is this the folder") as caught:
+    with pytest.raises(UserError, match="does not load a CLIPConfig: is this the folder") as caught:
         load_llm(folder, "auto", trust_remote_code=False)
-    assert f"{folder} holds a 'clip' model, which AutoModelForCausalLM" in str(caught.value)
+    assert f"language model at {folder} cannot be loaded: AutoModelFor" in str(caught.value)

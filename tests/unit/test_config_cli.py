@@ -220,7 +220,16 @@ def test_a_row_that_is_too_long_is_named(tgalign, recipe):
 
 
 @pytest.mark.parametrize(
-    "kind", ["a language model", "no config", "broken", "unknown", "no weights"]
+    "kind",
+    [
+        "a language model",
+        "no config",
+        "broken",
+        "no object",
+        "other parts",
+        "unknown",
+        "no weights",
+    ],
 )
 def test_a_checkpoint_that_is_no_llava_is_refused(kind, tgalign, recipe, llm, checkpoint, tmp_path):
     folder = tmp_path / "model"
@@ -232,6 +241,12 @@ def test_a_checkpoint_that_is_no_llava_is_refused(kind, tgalign, recipe, llm, ch
         said = "expected a folder with config.json"
     elif kind == "broken":
         (folder / "config.json").write_text("{")
+        said = "config.json cannot be read"
+    elif kind == "no object":
+        (folder / "config.json").write_text("null")
+        said = "config.json cannot be read"
+    elif kind == "other parts":
+        (folder / "config.json").write_text('{"model_type": "llava", "text_config": 3}')
         said = "config.json cannot be read"
     elif kind == "unknown":
         (folder / "config.json").write_text('{"model_type": "no_such_model"}')

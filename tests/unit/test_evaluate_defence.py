@@ -83,6 +83,6 @@ def test_what_a_defence_needs_is_said(checkpoint, folder, tmp_path, monkeypatch)
         with pytest.raises(UserError, match=said):
             LocalModel(checkpoint, **settings)
     loaded = FAMILIES["internvl"]()
-    monkeypatch.setattr(local_host, "load_image_text_model", lambda _: loaded)
+    monkeypatch.setattr(local_host, "load_image_text_model", lambda *_: loaded)
     with pytest.raises(UserError, match="is a internvl: defences stand around a llava only"):
         LocalModel(tmp_path, defence="ecso", calibration=str(folder))

@@ -6,18 +6,27 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
-from tgalign.checkpoint import load_llava
+from families import FAMILIES
+from tgalign.checkpoint import load_llava, load_lvlm, save_checkpoint
 from tgalign.cli import PRIVATE
 from tgalign.errors import UserError
+from tgalign.evaluate.local_host import load_image_text_model
+from tgalign.lab.assets import ASSETS, CLIP
+from tgalign.retrieval.embed import Embedder
 from tgalign.retrieval.index import read_vectors
-from tgalign.source_models import load_llm
+from tgalign.source_models import load_captioner, load_llm, load_vision
+from tgalign.synthetic import load_clip
 
 ROOT = Path(__file__).parents[2]
 CODE = [it for folder in ("src", "benchmarks") for it in sorted((ROOT / folder).rglob("*.py"))]
@@ -51,10 +60,6 @@ def test_no_code_of_ours_unpickles_or_evaluates():
 
 
 def test_a_pickle_under_another_name_is_not_run(checkpoint, tmp_path):
-    import shutil
-
-    import numpy as np
-
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     (copy / "model.safetensors").write_bytes(pickle.dumps(Marks(tmp_path / "ran")))
     with pytest.raises(UserError):
@@ -80,6 +85,52 @@ def test_trusted_code_is_named_in_the_log(tmp_path, caplog):
         named = [it for it in caplog.messages if "--trust-remote-code" in it]
         assert bool(named) == trusted
         assert not trusted or "own_code.py" in named[0]
+
+
+LOADERS = {
+    "training": load_llava,
+    "diagnosis": load_lvlm,
+    "evaluation": load_image_text_model,
+    "captions": lambda path: load_captioner(path, "auto"),
+    "language model": lambda path: load_llm(path, "auto", False),
+    "vision encoder": lambda path: load_vision(path, torch.float32, False),
+    "CLIP": load_clip,
+    "retrieval": Embedder.load,
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_nobody_is_asked_whether_code_of_others_may_run(load, tmp_path, monkeypatch):
+    """Transformers asks at the terminal where it is not told."""
+    own = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoProcessor": "own.Processor"}
+    config = {"model_type": "unheard_of", "auto_map": own}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked"))
+    with pytest.raises(UserError, match="custom code"):
+        load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["diagnosis", "evaluation", "captions", "CLIP", "retrieval"])
+def test_no_weight_is_made_up(name, tmp_path):
+    if name in ("CLIP", "retrieval"):
+        shutil.copytree(ASSETS / CLIP, tmp_path / "model")
+    else:
+        save_checkpoint(*FAMILIES["gemma3"](), tmp_path / "model")
+    LOADERS[name](tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    del weights[next(name for name in sorted(weights) if "self_attn.q_proj" in name)]
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 weight\(s\), which would be random: .*q_proj"):
+        LOADERS[name](tmp_path / "model")
+
+
+def test_models_of_others_are_read_in_one_place():
+    """What the lab ships and what was just composed is our own."""
+    reading = {it.name for it in CODE if ".from_pretrained(" in it.read_text(encoding="utf-8")}
+    assert reading == {"pretrained.py", "assets.py", "compose.py"}
 
 
 def test_only_one_option_trusts_code_and_it_is_off():

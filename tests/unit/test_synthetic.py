@@ -166,9 +166,9 @@ def test_a_good_corpus_is_read(texts):
 def test_a_missing_corpus_and_a_clip_that_is_none_are_refused(load, tmp_path):
     with pytest.raises(UserError, match="no texts at"):
         load(texts=tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="no CLIP at"):
         load(clip=tmp_path)
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="'llama' model, which has no text and vision tower"):
         load(clip=Path(__file__).parents[2] / "src/tgalign/lab/assets/llm")
 
 

@@ -15,6 +15,7 @@ from tgalign.data.preview import painted
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.data.sources import image_root_of, open_source, with_bar
 from tgalign.errors import UserError
+from tgalign.pretrained import read_part
 
 SHOWN = 20
 """Bad rows that are named on the terminal unless all are asked for."""
@@ -57,17 +58,19 @@ def run_check(
     Raises:
         UserError: There is nothing to check, or the options do not go together.
     """
-    encoder = None
-    if model is not None or tokenizer is not None:
-        parts = _from_model(model) if model else _from_tokenizer(tokenizer, image_tokens)
-        encoder = Encoder(
-            *parts,
-            max_length=max_length,
-            retrieved_in_prompt=retrieved_in_prompt,
-            guide_span=guide_span,
-        )
+    parts = None
+    if model is not None:
+        parts = _from_model(model)
+    elif tokenizer is not None:
+        parts = _from_tokenizer(tokenizer, image_tokens)
     elif num_previews:
         raise UserError("a preview shows tokens: give --model or --tokenizer with it")
+    encoder = parts and Encoder(
+        *parts,
+        max_length=max_length,
+        retrieved_in_prompt=retrieved_in_prompt,
+        guide_span=guide_span,
+    )
     root = images or image_root_of(data)
     source = with_bar(open_source(data), f"check {data.name}" if progress_bar else None)
     report = check(source, root, encoder, num_previews=num_previews)
@@ -86,7 +89,7 @@ def _from_model(path: Path) -> tuple[Any, int]:
     return processor.tokenizer, config.image_seq_length
 
 
-def _from_tokenizer(path: Path | None, image_tokens: int) -> tuple[Any, int]:
+def _from_tokenizer(path: Path, image_tokens: int) -> tuple[Any, int]:
     """A tokenizer alone.
 
     Raises:
@@ -94,10 +97,7 @@ def _from_tokenizer(path: Path | None, image_tokens: int) -> tuple[Any, int]:
     """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError) as fault:
-        raise UserError(f"the tokenizer at {path} cannot be loaded: {fault}") from None
+    tokenizer = read_part(AutoTokenizer, path, "tokenizer")
     turn: Any = [{"role": "user", "content": [{"type": "image"}]}]
     template = tokenizer.chat_template
     rendered = tokenizer.apply_chat_template(turn, tokenize=False) if template else ""

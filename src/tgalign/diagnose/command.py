@@ -8,6 +8,7 @@ from typing import Any, get_args
 from tgalign.diagnose.probes import ProbeSet, read_probes, write_probes
 from tgalign.errors import UserError
 from tgalign.files import is_free
+from tgalign.pretrained import read_part
 
 LAB = "lab"
 PER_SCENE = 12
@@ -95,11 +96,7 @@ def _clip(path: Path) -> tuple[Any, Any, Any]:
 
     from tgalign.synthetic import load_clip
 
-    clip, tokenizer = load_clip(path)
-    try:
-        return clip, tokenizer, AutoImageProcessor.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as fault:
-        raise UserError(f"the CLIP at {path} has no image processor: {fault}") from None
+    return *load_clip(path), read_part(AutoImageProcessor, path, "CLIP's image processor")
 
 
 def _weights(model: Path) -> dict[str, list[int]]:

@@ -53,9 +53,9 @@ class LocalModel:
             dtype = "float32" if device == "cpu" else "bfloat16"
         if dtype not in ("float32", "bfloat16", "float16"):
             raise UserError(f"unknown dtype {dtype!r}; expected float32, bfloat16, float16 or auto")
-        model, self.processor = load_image_text_model(path)
+        model, self.processor = load_image_text_model(path, dtype)
         try:
-            self.model = model.to(device=device, dtype=getattr(torch, dtype))
+            self.model = model.to(device)
         except (RuntimeError, AssertionError) as fault:
             raise UserError(f"device {device!r} cannot hold the model: {fault}") from None
         self.defence: dict[str, Any] | None = None
@@ -112,29 +112,25 @@ class LocalModel:
         }
 
 
-def load_image_text_model(path: Path) -> tuple[Any, Any]:
+def load_image_text_model(path: Path, dtype: Any = "float32") -> tuple[Any, Any]:
     """Load a LLaVA by ``load_llava``, and any other image-text model as transformers does.
+
+    Args:
+        path: Its folder.
+        dtype: Name of that of the weights.
 
     Raises:
         UserError: It is not there, or transformers knows no image-text model of its type.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
-    from tgalign.checkpoint import load_any_config, load_llava
+    from tgalign.checkpoint import load_chat_processor, load_llava
+    from tgalign.pretrained import read_config, read_model
 
-    if load_any_config(path).model_type == "llava":
-        return load_llava(path)
-    try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-        processor: Any = AutoProcessor.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError, RuntimeError, ImportError) as fault:
-        raise UserError(f"the checkpoint at {path} cannot be loaded: {fault}") from None
-    if getattr(processor, "chat_template", None) is None:
-        raise UserError(f"the processor at {path} has no chat template, so no prompt can be made")
-    return model, processor
+    if read_config(path).model_type == "llava":
+        return load_llava(path, dtype=dtype)
+    model = read_model(AutoModelForImageTextToText, path, dtype=dtype)
+    return model, load_chat_processor(path)
 
 
 def saved_weights_sha256(path: Path) -> str:

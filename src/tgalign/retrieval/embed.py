@@ -17,9 +17,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from tgalign.checkpoint import require_weights
 from tgalign.errors import UserError
 from tgalign.files import read_json, sha256
+from tgalign.pretrained import read_config, read_model, read_part
 from tgalign.retrieval.exact import encode_pictures, encode_texts, mean_states
 
 if TYPE_CHECKING:
@@ -76,32 +76,23 @@ class Embedder:
         Raises:
             UserError: It is missing, cannot be read, or is neither an image-text nor a text model.
         """
-        from safetensors import SafetensorError
-        from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
         folder = _folder(path)
-        options: Any = {"local_files_only": True}
-        try:
-            config = AutoConfig.from_pretrained(folder, **options)
-            loaded: Any = AutoModel.from_pretrained(
-                folder,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **options,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            model, info = loaded[0].eval(), loaded[1]
-            both = hasattr(model, "get_text_features") and hasattr(model, "get_image_features")
-            processor = AutoImageProcessor.from_pretrained(folder, **options) if both else None
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as fault:
-            raise UserError(f"the encoder at {folder} cannot be loaded: {fault}") from None
-        if not both:
-            _check_text_model(folder, config)
-            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        config = read_config(folder, "encoder")
         # A text model's pooler is not read, and often was never trained.
-        missing = [key for key in info["missing_keys"] if both or not key.startswith("pooler.")]
-        require_weights(f"the encoder at {folder}", missing)
+        model = read_model(
+            AutoModel, folder, "encoder", dtype="float32",
+            may_lack=lambda it, name: not _reads_both(it) and name.startswith("pooler."),
+        )  # fmt: skip
+        both, processor = _reads_both(model), None
+        if both:
+            processor = read_part(AutoImageProcessor, folder, "encoder's image processor")
+        else:
+            _check_text_model(folder, config)
+        tokenizer = read_part(AutoTokenizer, folder, "encoder's tokenizer")
+        if not both:
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         kind: Literal["image-text", "text"] = "image-text" if both else "text"
         identity = Identity(
             path=LAB if str(path) == LAB else str(folder.resolve()),
@@ -161,6 +152,11 @@ def _folder(path: str | Path) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"no encoder at {folder}: expected a folder with config.json (--encoder)")
     return folder
+
+
+def _reads_both(model: Any) -> bool:
+    """Whether a model embeds texts and pictures."""
+    return hasattr(model, "get_text_features") and hasattr(model, "get_image_features")
 
 
 def _check_text_model(folder: Path, config: Any) -> None:
