@@ -89,7 +89,6 @@ def test_an_audit_is_followed_to_its_report(
     wait(lambda: audit.answered == 2)
     assert audit.state == "running"
     assert audit.report is None and audits.file(audit.token, "report.html") is None
-    assert audit.seconds_left is not None and audit.seconds_left > 0
     text = drawing.audit_progress(audit, audit.seconds_left, None)
     assert "Running" in text and "2 of 4 answers" in text
     release.touch()
@@ -100,7 +99,8 @@ def test_an_audit_is_followed_to_its_report(
     (audit.out / "diagnosis" / "report.html").touch()
     assert audits.file(audit.token, "diagnosis/report.html") is not None
     (audit.out.parent / "secret.html").touch()
-    outside = ["..", "../secret.html", "/etc/hostname", "audit.log", "none.html"]
+    (audit.out / "notes.txt").touch()
+    outside = ["..", "../secret.html", "/etc/hostname", "notes.txt", "none.html"]
     for token, name in [("", "report.html"), ("é", "report.html")] + [
         (audit.token, name) for name in outside
     ]:
@@ -152,3 +152,59 @@ def test_a_failed_audit_says_why(
     assert audit.fault == "no checkpoint at x"
     assert "no checkpoint at x" in drawing.audit_progress(audit, None, None)
     audits.close_all()
+
+
+def test_the_real_command_takes_a_new_folder(data: Path, tmp_path: Path) -> None:
+    audits = Audits()
+    audit = audits.start("me", tmp_path / "none", data, tmp_path / "new", None)
+    wait(lambda: audit.state != "running")
+    assert "no checkpoint" in audit.fault
+    audits.close_all()
+
+
+def test_sessions_of_one_folder_have_their_own_words(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audits, found = Audits(), []
+    for name in ("me", "you"):
+        said = FAIL.replace("at x", f"at {name}")
+        monkeypatch.setattr(
+            module, "audit_command", lambda *_, say=said: [sys.executable, "-c", say]
+        )
+        found.append(audits.start(name, tmp_path, data, tmp_path / "kept", None))
+    wait(lambda: all(audit.state == "failed" for audit in found))
+    assert [audit.fault for audit in found] == ["no checkpoint at me", "no checkpoint at you"]
+    audits.close_all()
+
+
+def test_the_time_left_counts_from_the_first_answers(
+    data: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, clock = [1], [0.0]
+    monkeypatch.setattr(module.Audit, "answered", property(lambda _: answered[0]))
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    audits = Audits()
+    audit = audits.start("me", tmp_path, data, None, None)
+    audit.total = 11
+    guesses = []
+    for at, many in ((50.0, 1), (100.0, 2), (101.0, 2), (104.0, 4), (106.0, 5)):
+        clock[0], answered[0] = at, many
+        guesses.append(audit.seconds_left)
+    assert guesses == [None, None, None, 14.0, 12.0]
+    monkeypatch.undo()
+    audits.close_all()
+
+
+def test_an_audit_that_ends_while_it_is_stopped_is_no_error(
+    data: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audits = Audits()
+    audit = audits.start("me", tmp_path, data, None, None)
+
+    def ended(*_: object) -> None:
+        release.touch()
+        raise ProcessLookupError
+
+    monkeypatch.setattr(module.os, "killpg", ended)
+    audits.close_all()
+    assert audit.process.poll() is not None

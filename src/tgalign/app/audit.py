@@ -12,9 +12,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from tgalign.errors import UserError
 
@@ -35,7 +36,8 @@ class Audit:
         stopped: Whether somebody stopped it.
         before: Requests that an earlier run had answered in ``out``.
         token: Names its report to the one session that may see it.
-        started: On the monotonic clock, in seconds.
+        log: What it says; a file without a name, as ``out`` is for the audit's own.
+        paced: Since when answers came, on the monotonic clock in seconds, and how many there were.
     """
 
     model: Path
@@ -44,10 +46,11 @@ class Audit:
     kept: bool
     total: int
     process: subprocess.Popen[bytes]
+    log: IO[bytes]
     stopped: bool = False
     before: int = 0
     token: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    started: float = field(default_factory=time.monotonic)
+    paced: tuple[float, int] | None = None
 
     @property
     def state(self) -> State:
@@ -73,20 +76,22 @@ class Audit:
 
     @property
     def seconds_left(self) -> float | None:
-        """A guess from the answers so far; None before there are any."""
-        answered = self.answered
+        """A guess from the answers since the first look at some; None before there are any."""
+        answered, now = self.answered, time.monotonic()
         if self.state != "running" or answered in (self.before, self.total):
             return None
-        pace = (time.monotonic() - self.started) / (answered - self.before)
-        return pace * (self.total - answered)
+        if self.paced is None:  # the model is loaded and diagnosed before
+            self.paced = now, answered
+        since, first = self.paced
+        if answered == first:
+            return None
+        return (now - since) / (answered - first) * (self.total - answered)
 
     @property
     def fault(self) -> str:
         """What a failed run said last."""
-        log = self.out / "audit.log"
-        lines = (
-            log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
-        )
+        self.log.seek(0)
+        lines = self.log.read().decode("utf-8", errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
         told = [line for line in said if line.startswith("tgalign: ")]
         return (told or said or ["it ended without a word"])[-1].removeprefix("tgalign: ")
@@ -135,13 +140,13 @@ class Audits:
             self._forget(session)
             folder = out or Path(tempfile.mkdtemp(prefix="tgalign-audit-"))
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "audit.log").open("wb") as log:
-                process = subprocess.Popen(
-                    audit_command(model, data, folder, limit),
-                    stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                    env=_environment(os.environ), start_new_session=True,
-                )  # fmt: skip
-            audit = Audit(model, data, folder, out is not None, total, process)
+            log = tempfile.TemporaryFile()  # noqa: SIM115  open until the audit is forgotten
+            process = subprocess.Popen(
+                audit_command(model, data, folder, limit),
+                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env=_environment(os.environ), start_new_session=True,
+            )  # fmt: skip
+            audit = Audit(model, data, folder, out is not None, total, process, log)
             audit.before = audit.answered
             self._by_session[session] = audit
             return audit
@@ -167,7 +172,10 @@ class Audits:
 
     def _forget(self, session: str) -> None:
         audit = self._by_session.pop(session, None)
-        if audit and not audit.kept:
+        if audit is None:
+            return
+        audit.log.close()
+        if not audit.kept:
             shutil.rmtree(audit.out, ignore_errors=True)
 
 
@@ -201,9 +209,11 @@ def _environment(own: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGINT)
+    with suppress(ProcessLookupError):  # it has just ended by itself
+        os.killpg(process.pid, signal.SIGINT)
     try:
         process.wait(timeout=10)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
