@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,10 @@ from tgalign.app.layers import LayerFigures
 from tgalign.app.scenes import NOTHING, compose_scene
 from tgalign.demo import demo_suite
 from tgalign.errors import UserError
+from tgalign.evaluate.pictures import picture_hash
 from tgalign.evaluate.refusal import judge
 from tgalign.evaluate.statistics import wilson
+from tgalign.evaluate.suites import load_suite
 
 HOSTILE = "<script>alert(1)</script>\"' onmouseover=x"
 
@@ -92,6 +95,15 @@ def test_the_front_is_of_dsr_over_refusal_and_naming() -> None:
         "names more": method(0.1, 0.0, 0.95),
     }
     assert pareto_front(methods) == ["refuses all", "tga", "names more"]
+    never = wilson(0, 0).as_dict()
+    methods["never asked"] = method(1.0, 0.0, 0.9) | {"over_refusal": never}
+    assert pareto_front(methods) == ["refuses all", "tga", "names more"]
+    page = drawing.comparison_table(Comparison("x", methods, pareto_front(methods)), ANY)
+    assert re.findall(r"<td>(yes|no|not measured)</td>", page) == [
+        "no", "yes", "yes", "no", "yes", "not measured",
+    ]  # fmt: skip
+    unnamed = {name: found | {"utility": never} for name, found in methods.items()}
+    assert pareto_front(unnamed) == ["refuses all", "tga"]  # a utility of nobody decides nothing
 
 
 def _evaluations(folder: Path, data: Path) -> None:
@@ -110,7 +122,8 @@ def _evaluations(folder: Path, data: Path) -> None:
                     "id": f"folder/{condition}/{item}", "suite": "folder", "condition": condition,
                     "scene": None if item.startswith("benign") else path.parent.name,
                     "kind": "benign" if item.startswith("benign") else "toxic",
-                    "prompt": QUESTION, "picture": str(path), "picture_sha256": None,
+                    "prompt": QUESTION, "picture": str(path),
+                    "picture_sha256": None if broken else picture_hash(Image.open(path)),
                     "cut": False, "answer": None if broken else text,
                     "verdict": None if broken else verdict.label,
                 }  # fmt: skip
@@ -143,6 +156,47 @@ def test_evaluations_of_ones_own_pictures_are_veiled_and_stay_inside(tmp_path: P
     text = drawing.item_cards(outside.items, 0, 12)
     assert Tags(text).of("img") == []
     assert text.count("outside the folders that this page may open") == 4
+
+
+def test_a_picture_that_has_changed_is_not_shown_beside_answers(tmp_path: Path) -> None:
+    data, runs = tmp_path / "data", tmp_path / "runs"
+    write_pictures(data)
+    _evaluations(runs, data)
+    Image.new("RGB", (80, 60), "white").save(data / "gun" / "1.png")
+    text = drawing.item_cards(read_comparison(runs, [tmp_path]).items, 0, 12)
+    assert len(Tags(text).of("img")) == 2
+    assert text.count("another one than was asked about") == 1
+
+
+def test_only_what_was_asked_of_one_picture_is_joined(tmp_path: Path) -> None:
+    """Two seeds of the lab draw two pictures under one id, and each stands by its own answers."""
+    pictures = {}
+    for seed in (0, 1, 2):
+        item = load_suite("lab", None, seed=seed).items[0]
+        pictures[seed] = item.picture
+        row = {
+            "id": f"lab/plain/{item.id}", "suite": "lab", "condition": "plain", "scene": item.scene,
+            "kind": "toxic", "prompt": QUESTION, "picture": None, "rule": "r", "cut": False,
+            "picture_sha256": picture_hash(item.picture), "answer": "a", "verdict": "answered",
+        }  # fmt: skip
+        if seed == 2:  # another version drew the picture
+            row["picture_sha256"] = "0123456789abcdef"
+        rate = wilson(1, 2).as_dict()
+        results = {"schema_version": 1, "seeds": [seed], "suites": {"lab": {}},
+                   "dsr": rate, "over_refusal": rate, "utility": rate}  # fmt: skip
+        for name in (f"a{seed}", f"b{seed}"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "items.jsonl").write_text(json.dumps(row) + "\n")
+            (tmp_path / name / "results.json").write_text(json.dumps(results))
+    found = read_comparison(tmp_path, [tmp_path])
+    by_methods = {tuple(item.answers): item for item in found.items}
+    assert by_methods.keys() == {("a0", "b0"), ("a1", "b1"), ("a2", "b2")}
+    assert len({item.id for item in found.items}) == 3
+    for seed in (0, 1):
+        shown = by_methods[f"a{seed}", f"b{seed}"].picture
+        assert shown is not None and shown().tobytes() == pictures[seed].tobytes()
+    text = drawing.item_cards(found.items, 0, 3)
+    assert len(Tags(text).of("img")) == 2 and text.count("picture lost: it is another one") == 1
 
 
 def test_a_running_audit_shows_what_it_has_so_far(tmp_path: Path) -> None:
@@ -248,6 +302,15 @@ def _figures(**changed: Any) -> LayerFigures:
     return LayerFigures(**whole | changed)
 
 
+def _hostile_audits() -> list[Any]:
+    """Audits as the page sees them, failed and done."""
+    said = {"model": HOSTILE, "data": HOSTILE, "out": HOSTILE, "fault": HOSTILE}
+    return [
+        SimpleNamespace(state=state, kept=True, answered=1, total=2, **said)
+        for state in ("failed", "done")
+    ]
+
+
 def test_nothing_that_a_model_or_a_file_says_is_taken_for_html() -> None:
     answer = Answer(HOSTILE, judge(HOSTILE, HOSTILE))
     failed = Answer("", error=HOSTILE)
@@ -273,6 +336,7 @@ def test_nothing_that_a_model_or_a_file_says_is_taken_for_html() -> None:
         drawing.comparison_table(comparison, HOSTILE),
         drawing.pareto_plots(comparison),
         drawing.item_cards([item], 0, 1, HOSTILE),
+        *(drawing.audit_progress(audit, None, HOSTILE) for audit in _hostile_audits()),
     ]
     for page in pages:
         tags = Tags(page)
@@ -322,7 +386,7 @@ def test_every_method_is_a_point_that_keys_can_reach() -> None:
         assert re.search(r"DSR \d+ %", str(point["aria-label"]))
 
 
-def test_pages_of_pictures(tmp_path: Path) -> None:
+def test_pages_of_pictures() -> None:
     items = [
         Asked(
             str(n),
@@ -337,4 +401,3 @@ def test_pages_of_pictures(tmp_path: Path) -> None:
     assert "1 to 2 of 5 pictures" in drawing.item_cards(items, 0, 2)
     assert "5 to 5 of 5 pictures" in drawing.item_cards(items, 4, 2)
     assert "No picture fits" in drawing.item_cards([], 0, 2)
-    assert ANY not in {item.scene for item in items}

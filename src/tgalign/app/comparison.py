@@ -67,7 +67,8 @@ class Comparison:
     Attributes:
         title: What was compared, in words.
         methods: By name its rates ({rate, low, high, n}) and other facts.
-        pareto: The methods that no other beats on all of DSR, over-refusal and objects named.
+        pareto: The methods that no other beats on all of DSR, over-refusal and objects named;
+            one that lacks a rate is not among them.
         items: All pictures.
     """
 
@@ -88,15 +89,30 @@ class Comparison:
         return sorted({said.label for item in self.items for said in item.answers.values()})
 
 
+def front_rates(
+    methods: Mapping[str, Mapping[str, Any]],
+) -> dict[str, tuple[float, float, float]]:
+    """DSR, over-refusal and naming (or other utility) of the methods that have all of them.
+
+    A utility that no method has decides nothing: it is 0 in all.
+    """
+    used = [
+        key
+        for key in ("named", "utility")
+        if any(share(found.get(key)) is not None for found in methods.values())
+    ]
+    rates = {}
+    for name, found in methods.items():
+        dsr, over_refusal = share(found.get("dsr")), share(found.get("over_refusal"))
+        named = share(found.get(used[0])) if used else 0.0
+        if dsr is not None and over_refusal is not None and named is not None:
+            rates[name] = dsr, over_refusal, named
+    return rates
+
+
 def pareto_front(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The methods that no other beats in DSR, over-refusal and naming (or other utility)."""
-
-    def point(found: Mapping[str, Any]) -> tuple[float, float, float]:
-        rates = found["dsr"], found["over_refusal"], found.get("named") or found.get("utility")
-        dsr, over_refusal, named = (share(rate) or 0.0 for rate in rates)
-        return dsr, over_refusal, named
-
-    return pareto({name: point(found) for name, found in methods.items()})
+    """The methods that no other beats in their ``front_rates``."""
+    return pareto(front_rates(methods))
 
 
 def select(

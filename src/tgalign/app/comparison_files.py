@@ -6,6 +6,7 @@ several of ``tgalign evaluate``, one for each model.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -97,13 +98,19 @@ def _read_evaluations(runs: Sequence[Path], roots: Sequence[Path]) -> Comparison
     from tgalign.evaluate.run import read_items
 
     methods = {run.name: read_results(run) for run in runs}
-    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    # Runs of several seeds draw several pictures under one id: joined is what was asked of one.
+    rows: dict[tuple[str, str | None, str], dict[str, dict[str, Any]]] = {}
     for run in runs:
         for row in read_items(run / "items.jsonl").values():
             if row["condition"] == "plain":
-                rows.setdefault(row["id"], {})[run.name] = row
-    seeds = [found["seeds"][0] for found in methods.values()]
-    items = [_evaluated(name, found, seeds[0], roots) for name, found in rows.items()]
+                asked = row["id"], row["picture_sha256"], row["prompt"]
+                rows.setdefault(asked, {})[run.name] = row
+    times = Counter(name for name, _, _ in rows)
+    items = []
+    for (name, _, _), found in rows.items():
+        seed = methods[next(iter(found))]["seeds"][0]
+        where = f" ({', '.join(found)})" if times[name] > 1 else ""
+        items.append(_evaluated(name + where, found, seed, roots))
     suites = ", ".join(
         dict.fromkeys(name for found in methods.values() for name in found["suites"])
     )
@@ -129,9 +136,10 @@ def _evaluated(
     row = next(iter(found.values()))
     picture: Callable[[], Image] | None = None
     if row["picture"]:
-        picture = partial(_open, Path(row["picture"]), tuple(roots))
+        picture = partial(_open, Path(row["picture"]), tuple(roots), row["picture_sha256"])
     elif row["suite"] in ("lab", "lab_icons"):
-        picture = partial(_evaluation_picture, row["suite"], seed, name.split("/", 2)[2])
+        item = row["id"].split("/", 2)[2]
+        picture = partial(_drawn, row["suite"], seed, item, row["picture_sha256"])
     answers = {
         method: Said(it["answer"], it["verdict"], it["rule"])
         if it["verdict"]
@@ -142,16 +150,23 @@ def _evaluated(
     return Asked(name, scene, row["prompt"], picture, bool(row["picture"]), answers)
 
 
-def _open(path: Path, roots: Sequence[Path]) -> Image:
-    from tgalign.evaluate.pictures import open_picture
-
+def _open(path: Path, roots: Sequence[Path], digest: str | None) -> Image:
     if not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
         raise UserError(f"{path.name} lies outside the folders that this page may open")
-    return open_picture(path)
+    return _asked(path, digest)
 
 
-def _evaluation_picture(suite: str, seed: int, item: str) -> Image:
-    picture: Image = _evaluation_pictures(suite, seed)[item]
+def _drawn(suite: str, seed: int, item: str, digest: str | None) -> Image:
+    return _asked(_evaluation_pictures(suite, seed)[item], digest)
+
+
+def _asked(source: Path | Image, digest: str | None) -> Image:
+    """The picture that was asked about; ``digest`` is None where none could be opened then."""
+    from tgalign.evaluate.pictures import open_picture, picture_hash
+
+    picture = open_picture(source)
+    if digest not in (None, picture_hash(picture)):
+        raise UserError("it is another one than was asked about")
     return picture
 
 

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from tgalign.app.answers import Answer
-from tgalign.app.comparison import RATES, Asked, Comparison
+from tgalign.app.comparison import RATES, Asked, Comparison, front_rates
 from tgalign.app.scenes import Shown
 from tgalign.baselines.comparison import NEEDS
 from tgalign.errors import UserError
@@ -188,8 +188,10 @@ def comparison_table(comparison: Comparison, chosen: str) -> str:
         for key, name in RATES.items()
         if any(found.get(key) for found in comparison.methods.values())
     ]
+    measured = front_rates(comparison.methods)
     methods = [
-        (name, index % svg.NUM_COLORS, found, name in comparison.pareto,
+        (name, index % svg.NUM_COLORS, found,
+         "yes" if name in comparison.pareto else "no" if name in measured else "not measured",
          [said for key, said in NEEDS.items() if found.get(key)])
         for index, (name, found) in enumerate(comparison.methods.items())
     ]  # fmt: skip
