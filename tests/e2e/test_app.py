@@ -146,6 +146,14 @@ def test_ask_read_and_patch(visit: Callable[..., Visit], width: int, scheme: str
     )
     light = sum(map(int, re.findall(r"\d+", background)[:3])) > 384
     assert light == (scheme == "light")
+    page.click("#ask")
+    page.click("#draw")  # another picture, beside which nothing of the last one stays
+    wait_for(made, "#layers", "Ask first.")
+    page.wait_for_timeout(2000)
+    assert text(made, "#answers").strip() == text(made, "#patched").strip() == ""
+    assert "Ask first." in text(made, "#layers")
+    page.click("#ask")
+    page.wait_for_selector("#layers svg")
 
 
 def test_everything_has_a_name_and_can_be_reached_by_keys(visit: Callable[..., Visit]) -> None:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from app_world import QUESTION, Fetched, save_models, write_demo
 from tgalign.app.audit import Audits
+from tgalign.app.comparison import Asked, Said
 from tgalign.app.handlers import NO_MODEL, Handlers
 from tgalign.app.models import Loaded, load_models
 from tgalign.app.scenes import NOTHING
@@ -138,21 +139,34 @@ def fails(found: tuple[Any, ...], words: str) -> None:
 
 
 def test_the_flow_of_one_visitor(handlers: Handlers, tmp_path: Path) -> None:
-    seen, picture, caption, notice = handlers.compose(None, "kitchen knife", NOTHING, "blue")
+    composed = handlers.compose(None, "kitchen knife", NOTHING, "blue")
+    seen, heard, picture, caption, answers, plots, patched, notice = composed
+    assert heard is None and answers == patched == "" and "Ask first" in plots
     assert "data:image/png" in picture and "kitchen knife" in caption and notice == ""
     *stages, last = handlers.ask(seen, "one", "two", QUESTION, caption)
     assert len(stages) > 4
-    seen, cards, notice = last
+    assert all(stage[0] == gr.skip() for stage in stages)
+    heard, cards, notice = last
     assert cards.count("told the caption instead") == 2 and notice == ""
     assert cards.count("refused") >= 2
-    seen, plots, _ = handlers.read_layers(seen)
+    assert handlers.patch(seen, heard, 0)[0] == gr.skip()  # its layers are not read yet
+    heard, plots, _ = handlers.read_layers(seen, heard)
     assert plots.count("<svg") == 7  # three panels and four keys
-    assert handlers.read_layers(seen)[0] == gr.skip()  # nothing is read twice
-    patched, _ = handlers.patch(seen, 0)
+    assert handlers.read_layers(seen, heard)[0] == gr.skip()  # nothing is read twice
+    patched, _ = handlers.patch(seen, heard, 0)
     assert patched.count("with the caption’s states at layer 0") == 2
     assert "refused" in patched
     no_caption = list(handlers.ask(seen, "one", NO_MODEL, QUESTION, ""))[-1]
     assert "told the caption" not in no_caption[1]
+
+
+def test_answers_to_one_picture_are_not_read_beside_another(handlers: Handlers) -> None:
+    seen, *_ = handlers.compose(None, "banana", NOTHING, "blue")
+    *_, (heard, _, _) = handlers.ask(seen, "one", NO_MODEL, QUESTION, "")
+    other, *_ = handlers.compose(seen, "banana", NOTHING, "blue")  # drawn while answers streamed
+    assert handlers.read_layers(other, heard)[:2] == (gr.skip(), gr.skip())
+    read, *_ = handlers.read_layers(seen, heard)
+    assert handlers.patch(other, read, 0)[0] == gr.skip() != handlers.patch(seen, read, 0)[0]
 
 
 def test_errors_are_said_and_lose_nothing(handlers: Handlers, tmp_path: Path) -> None:
@@ -196,8 +210,9 @@ def test_an_upload_replaces_the_picture(handlers: Handlers, tmp_path: Path) -> N
     path = tmp_path / "hash" / "mine.png"
     path.parent.mkdir()
     Image.new("RGB", (50, 50), "red").save(path)
-    cleared, seen, picture, caption, notice = handlers.upload(None, str(path))
-    assert cleared is None and caption == notice == ""
+    cleared, seen, heard, picture, caption, *panels, notice = handlers.upload(None, str(path))
+    assert cleared is heard is None and caption == notice == ""
+    assert panels == ["", "<p class='none'>Ask first.</p>", ""]
     assert seen.shown.picture.getpixel((3, 3)) == (255, 0, 0)
     assert "mine.png" in picture and not path.exists()
 
@@ -230,6 +245,24 @@ def test_a_comparison_is_looked_through(handlers: Handlers, tmp_path: Path) -> N
     fails(
         handlers.pick(found, "any", "any", "any", False, SimpleNamespace(method="x")), "no method"
     )
+
+
+def test_a_running_audit_shows_its_latest_and_leaves_notices(
+    handlers: Handlers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [
+        Asked(f"item {n}", None, "x", None, False, {"m": Said("x", "answered", "r")})
+        for n in range(50)
+    ]
+    monkeypatch.setattr("tgalign.app.handlers.read_audit_items", lambda *_: items)
+    audit = SimpleNamespace(
+        model=tmp_path, data=None, out=tmp_path, kept=False, total=99, answered=50, state="running",
+        report=None, seconds_left=None,
+    )  # fmt: skip
+    monkeypatch.setattr(handlers.audits, "get", lambda _: audit)
+    _, latest, _, notice = handlers.look_at_audit(SimpleNamespace(session_hash="me"))
+    assert "45 to 50 of 50 pictures" in latest and "item 49" in latest
+    assert notice == gr.skip()
 
 
 def test_nothing_is_left_open_when_models_cannot_be_loaded(

@@ -27,6 +27,8 @@ from tgalign.errors import UserError
 NO_MODEL = "(none)"
 ITEMS = 12
 """Pictures on a page of a comparison."""
+NOTHING_HEARD = ("", "<p class='none'>Ask first.</p>", "")
+"""The panels of answers, layers and patched states before anything is asked."""
 LATEST = 6
 """Pictures shown of a running audit."""
 
@@ -37,19 +39,30 @@ class Seen:
 
     Attributes:
         shown: The picture.
-        models: Who was asked; empty before that.
-        question: What was asked.
-        caption: The caption at that time.
-        figures: Of each model, once its layers are read.
         draws: How often the session has had objects drawn.
     """
 
     shown: Shown
-    models: tuple[Loaded, ...] = ()
-    question: str = ""
-    caption: str = ""
+    draws: int
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was asked about a picture; nothing of it counts beside another one.
+
+    Attributes:
+        seen: The picture.
+        models: Who was asked.
+        question: What was asked.
+        caption: The caption at that time.
+        figures: Of each model, once its layers are read.
+    """
+
+    seen: Seen
+    models: tuple[Loaded, ...]
+    question: str
+    caption: str
     figures: tuple[LayerFigures, ...] = ()
-    draws: int = 0
 
 
 def _said(
@@ -109,21 +122,22 @@ class Handlers:
     ) -> None:
         self.models, self.audits, self.roots, self.demo = list(models), audits, list(roots), demo
 
-    @_said(3)
+    @_said(7)
     def compose(self, seen: Seen | None, first: str, second: str, color: str) -> Any:
         """Draw objects of the lab, each time anew; every session begins with the same drawing."""
         draws = 1 if seen is None else seen.draws + 1
         shown = compose_scene(first, second, color, draws)
-        return Seen(shown, draws=draws), drawing.shown_picture(shown), shown.caption
+        seen = Seen(shown, draws)
+        return seen, None, drawing.shown_picture(shown), shown.caption, *NOTHING_HEARD
 
-    @_said(4)
+    @_said(8)
     def upload(self, seen: Seen | None, path: str | None) -> Any:
         """Take a picture that was dropped; its file is gone afterwards."""
         if path is None:
             raise UserError("no file came: drop it again")
         shown = read_upload(Path(path))
         draws = 0 if seen is None else seen.draws
-        return None, Seen(shown, draws=draws), drawing.shown_picture(shown), ""
+        return None, Seen(shown, draws), None, drawing.shown_picture(shown), "", *NOTHING_HEARD
 
     @_said(2)
     def ask(
@@ -138,7 +152,6 @@ class Handlers:
         models = [loaded for name in chosen for loaded in self.models if loaded.name == name]
         if not models:
             raise UserError("no model is chosen")
-        seen = Seen(seen.shown, tuple(models), asked, caption, draws=seen.draws)
         answers: list[Any] = [Answer("")] * len(models)
         told: list[Any] = [Answer("") if caption else None] * len(models)
         for answers in stream_answers(models, asked, picture=seen.shown.picture):
@@ -146,37 +159,38 @@ class Handlers:
         if caption:
             for told in stream_answers(models, asked, caption=caption):
                 yield gr.skip(), drawing.answer_cards(chosen, answers, told)
-        yield seen, drawing.answer_cards(chosen, answers, told)
+        heard = Heard(seen, tuple(models), asked, caption)
+        yield heard, drawing.answer_cards(chosen, answers, told)
 
     @_said(2, clears=False)
-    def read_layers(self, seen: Seen | None) -> Any:
+    def read_layers(self, seen: Seen | None, heard: Heard | None) -> Any:
         """Read the picture layer by layer in the models that were asked."""
-        if seen is None or not seen.models or seen.figures:
+        if heard is None or heard.seen is not seen or heard.figures:
             return gr.skip(), gr.skip()
         figures = [
-            layer_figures(loaded, seen.shown.picture, seen.caption, seen.question)
-            for loaded in seen.models
+            layer_figures(loaded, seen.shown.picture, heard.caption, heard.question)
+            for loaded in heard.models
         ]
-        names = [loaded.name for loaded in seen.models]
-        return replace(seen, figures=tuple(figures)), drawing.layer_plots(names, figures)
+        names = [loaded.name for loaded in heard.models]
+        return replace(heard, figures=tuple(figures)), drawing.layer_plots(names, figures)
 
     @_said(1, clears=False)
-    def patch(self, seen: Seen | None, layer: float) -> Any:
+    def patch(self, seen: Seen | None, heard: Heard | None, layer: float) -> Any:
         """Put the caption's states in at a layer, and a harmless caption's as a control."""
-        if seen is None or not seen.figures:
+        if heard is None or heard.seen is not seen or not heard.figures:
             return (gr.skip(),)
         number = int(layer)
-        patched: list[Answer | None] = [None] * len(seen.models)
+        patched: list[Answer | None] = [None] * len(heard.models)
         controls = list(patched)
-        for index, loaded in enumerate(seen.models):
-            if seen.caption and number < loaded.parts.num_layers:
+        for index, loaded in enumerate(heard.models):
+            if heard.caption and number < loaded.parts.num_layers:
                 both = [
-                    patched_answer(loaded, seen.shown.picture, words, seen.question, number)
-                    for words in (seen.caption, control_caption(seen.caption))
+                    patched_answer(loaded, seen.shown.picture, words, heard.question, number)
+                    for words in (heard.caption, control_caption(heard.caption))
                 ]
                 patched[index], controls[index] = both
-        names = [loaded.name for loaded in seen.models]
-        return (drawing.patch_cards(number, names, seen.shown, seen.figures, patched, controls),)
+        names = [loaded.name for loaded in heard.models]
+        return (drawing.patch_cards(number, names, seen.shown, heard.figures, patched, controls),)
 
     @_said(5)
     def open_comparison(self, folder: str) -> Any:
@@ -260,7 +274,7 @@ class Handlers:
         self.audits.stop(_session(request))
         return self._look(audit)
 
-    @_said(3)
+    @_said(3, clears=False)
     def look_at_audit(self, request: gr.Request) -> Any:
         """See how far this session's audit is."""
         audit = self.audits.get(_session(request))
@@ -271,9 +285,10 @@ class Handlers:
     def _look(self, audit: Audit) -> tuple[Any, ...]:
         address = f"audit-report/{audit.token}/report.html" if audit.report else None
         rows = read_audit_items(audit.out, short_names([audit.model])[0], self.roots)
+        first = max(0, len(rows) - LATEST)
         return (
             drawing.audit_progress(audit, audit.seconds_left, address),
-            drawing.item_cards(rows[-LATEST:], 0, LATEST, "The latest of them.") if rows else "",
+            drawing.item_cards(rows, first, LATEST, "The latest of them.") if rows else "",
             gr.Timer(active=audit.state == "running"),
         )
 

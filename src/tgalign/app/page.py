@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from tgalign.app.comparison import ANY
-from tgalign.app.handlers import NO_MODEL, Handlers
+from tgalign.app.handlers import NO_MODEL, NOTHING_HEARD, Handlers
 from tgalign.app.scenes import NOTHING, object_choices
 from tgalign.lab.pictures import COLORS
 from tgalign.lab.suite import QUESTION
@@ -88,7 +88,7 @@ def _html(value: str = "", name: str | None = None, **more: Any) -> gr.HTML:
 
 def _inspect(page: gr.Blocks, handlers: Handlers) -> None:
     names = [loaded.name for loaded in handlers.models]
-    seen = gr.State(None, time_to_live=3600)
+    seen, heard = (gr.State(None, time_to_live=3600) for _ in range(2))
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             preview = _html(name="preview")
@@ -121,7 +121,7 @@ def _inspect(page: gr.Blocks, handlers: Handlers) -> None:
             notice = _html(name="inspect-notice")
             answers = _html(name="answers")
     gr.Markdown("## Layer by layer")
-    plots = _html("<p class='none'>Ask first.</p>", "layers")
+    plots = _html(NOTHING_HEARD[1], "layers")
     gr.Markdown(
         "## Put the caption's states in\n\nAt the chosen layer the states of the picture's tokens "
         "are replaced by those of the caption. If the answer turns into a refusal there, what was "
@@ -133,31 +133,34 @@ def _inspect(page: gr.Blocks, handlers: Handlers) -> None:
     )  # fmt: skip
     patched = _html(name="patched")
 
+    asking = gr.on(
+        [ask.click, question.submit, caption.submit], handlers.ask,
+        [seen, left, right, question, caption], [heard, answers, notice], show_progress="hidden",
+    )  # fmt: skip
+    reading = asking.success(
+        handlers.read_layers, [seen, heard], [heard, plots, notice], show_progress_on=plots
+    )
+    looking = reading.success(
+        handlers.patch, [seen, heard, layer], [patched, notice], show_progress_on=patched
+    )
+    turning = layer.change(
+        handlers.patch, [seen, heard, layer], [patched, notice], trigger_mode="always_last",
+        show_progress="hidden",
+    )  # fmt: skip
+    under_way = [asking, reading, looking, turning]
+    stop.click(None, cancels=under_way)
+    fresh = [seen, heard, preview, caption, answers, plots, patched, notice]
     drawing: dict[str, Any] = {
         "fn": handlers.compose,
         "inputs": [seen, first, second, color],
-        "outputs": [seen, preview, caption, notice],
+        "outputs": fresh,
+        "cancels": under_way,
     }
     page.load(**drawing, show_progress="hidden")
     for box in (first, second, color):
         box.input(**drawing)
     draw.click(**drawing)
-    upload.upload(handlers.upload, [seen, upload], [upload, seen, preview, caption, notice])
-    asking = gr.on(
-        [ask.click, question.submit, caption.submit], handlers.ask,
-        [seen, left, right, question, caption], [seen, answers, notice], show_progress="hidden",
-    )  # fmt: skip
-    reading = asking.success(
-        handlers.read_layers, [seen], [seen, plots, notice], show_progress_on=plots
-    )
-    looking = reading.success(
-        handlers.patch, [seen, layer], [patched, notice], show_progress_on=patched
-    )
-    stop.click(None, cancels=[asking, reading, looking])
-    layer.change(
-        handlers.patch, [seen, layer], [patched, notice], trigger_mode="always_last",
-        show_progress="hidden",
-    )  # fmt: skip
+    upload.upload(handlers.upload, [seen, upload], [upload, *fresh], cancels=under_way)
 
 
 def _compare(handlers: Handlers) -> None:
