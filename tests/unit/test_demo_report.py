@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from tgalign.cli import app
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
 from tgalign.report.demo_report import write_demo_report
@@ -90,6 +92,8 @@ def synthetic(seeds: int = 3) -> dict[str, Any]:
     return {
         "schema_version": 2,
         "condition": "guided",
+        "toxic_share": 0.02,
+        "style": "emoji",
         "seeds": list(range(seeds)),
         "arms": {name: synthetic_arm(dsr, seeds) for name, dsr in arms.items()},
         "base": {
@@ -123,6 +127,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     (place / "pictures").mkdir()
     (place / "pictures" / "1.png").write_bytes(b"\x89PNG not really")
     return write_demo_report(synthetic(), place).read_text(encoding="utf-8")
+
+
+def test_the_page_says_how_to_make_it_again(tmp_path: Path) -> None:
+    made = synthetic() | {"style": "icons", "smoke": True}
+    text = write_demo_report(made, tmp_path).read_text(encoding="utf-8")
+    found = re.search(r"<code>tgalign (demo .*)</code>", text)
+    assert found is not None
+    verb = get_command(app).commands["demo"]  # type: ignore[attr-defined]
+    asked = verb.make_context("demo", found[1].split()[1:]).params
+    assert asked == asked | {
+        "seeds": 3, "condition": "guided", "toxic_share": 0.02, "style": "icons",
+        "arms": "ce,released_nograd,tga", "smoke": True,
+    }  # fmt: skip
+    assert "2&nbsp;% of the pictures toxic · drawn as icons" in text
+    assert "harmless icons that stand in" in text and "Twemoji" not in text
 
 
 def test_writes_one_file_and_leaves_nothing_beside_it(folder: Path) -> None:

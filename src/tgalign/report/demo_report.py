@@ -6,7 +6,7 @@ but our own drawings, and the page's content policy forbids all that is not in t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,27 @@ def render(results: Mapping[str, Any], folder: Path) -> str:
         gallery=_gallery(results.get("gallery") or [], list(arms), folder),
         condition=results.get("condition"),
         condition_text=_CONDITIONS.get(str(results.get("condition"))),
+        toxic_share=wording.number(results.get("toxic_share")),
+        drawn=results.get("style"),
+        command=_command(results, list(arms)),
         seconds=wording.number(results.get("seconds")),
         versions=results.get("versions") or {},
         last_state=_last_state(arms),
     )
+
+
+def _command(results: Mapping[str, Any], arms: Sequence[str]) -> str:
+    """The command line that makes these results again; what is not known is left out."""
+    share = wording.number(results.get("toxic_share"))
+    given = {
+        "--seeds": len(results.get("seeds") or [0]),
+        "--condition": results.get("condition"),
+        "--toxic-share": None if share is None else str(share),
+        "--style": results.get("style"),
+        "--arms": ",".join(arms),
+    }
+    words = [f"{option} {value}" for option, value in given.items() if value is not None]
+    return " ".join(["tgalign demo", *words, *["--smoke"] * bool(results.get("smoke"))])
 
 
 def _scenes(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
