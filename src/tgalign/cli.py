@@ -167,7 +167,7 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Where to, without an ending; not needed for one diagnosis."),
+        typer.Option(help="Where to, without an ending; one diagnosis takes none."),
     ] = None,
 ) -> None:
     """Put demos of several conditions into one table and one plot: OUT.md, OUT.svg, OUT.json.

@@ -350,7 +350,9 @@ def test_what_is_not_known_is_said_in_words() -> None:
         nearest=None,
     )  # fmt: skip
     text = drawing.layer_plots(["m"], [lost])
-    assert "refused nothing that it was told" in text
+    assert (
+        "refused nothing that it was told in words, or opens refusals as it opens answers" in text
+    )
     assert text.count("not known here") == 2
     shown = compose_scene("banana", NOTHING, "red", 0)
     cards = drawing.patch_cards(0, ["m"], shown, [lost], [None], [None])

@@ -61,6 +61,15 @@ def test_its_own_json_gives_the_same_again(folders, tmp_path):
     assert (tmp_path / "again.svg").read_bytes() == first
 
 
+def test_a_dot_in_the_name_begins_no_ending(folders, tmp_path):
+    for name in ("tga-0.8", "tga-0.4"):
+        combine(folders, tmp_path / name)
+    written = sorted(path.name for path in tmp_path.glob("tga-*"))
+    assert written == [
+        f"{name}.{end}" for name in ("tga-0.4", "tga-0.8") for end in ("json", "md", "svg")
+    ]
+
+
 def test_a_smoke_run_says_so(folders, tmp_path):
     path = folders[0] / "results.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"smoke": True}))

@@ -247,6 +247,20 @@ def test_the_verdict_is_made_of_the_figures(diagnosed):
     assert "hardly any safety" in diagnosis_verdict.conclusion(unsafe)
 
 
+@pytest.mark.parametrize(
+    ("dsr", "why"),
+    [
+        ([0.0, 0.5], "2 scenes no correlation can be told: it takes three."),
+        ([0.5], "1 scene no correlation can be told: it takes three."),
+        ([0.5, 0.5, 0.5], "all are refused equally often."),
+        ([0.0, 0.5, 1.0], "all are aligned equally well."),
+    ],
+)
+def test_why_no_correlation_can_be_told(dsr, why):
+    none = {"centered_cosine_correlation": {"rho": None, "n": len(dsr)}}
+    assert why in diagnosis_verdict.associations({"scene_correlation": {"dsr": dsr, **none}})
+
+
 def test_report_rebuilds_one_and_puts_several_side_by_side(diagnosed, tmp_path):
     _, out = diagnosed
     shutil.copytree(out, tmp_path / "a")
@@ -256,13 +270,15 @@ def test_report_rebuilds_one_and_puts_several_side_by_side(diagnosed, tmp_path):
     call = CliRunner().invoke(app, ["report", str(tmp_path / "a")])
     assert call.exit_code == 0, call.output
     assert (tmp_path / "a" / "report.html").read_text() == before
-    both = [str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c" / "both")]
+    both = [str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "c" / "both-0.8")]
     call = CliRunner().invoke(app, ["report", *both])
     assert call.exit_code == 0, call.output
     assert "| toxic words refused | 100\u00a0% [78,\u00a0100] | 100\u00a0%" in call.output
-    page = (tmp_path / "c" / "both.html").read_text()
+    page = (tmp_path / "c" / "both-0.8.html").read_text()
     assert page.count("<svg viewBox") > 20
-    assert (tmp_path / "c" / "both.md").read_text().strip() == call.output.strip()
+    assert (tmp_path / "c" / "both-0.8.md").read_text().strip() == call.output.strip()
+    with pytest.raises(UserError, match="leave --out away"):
+        report_diagnoses([tmp_path / "a"], tmp_path / "c" / "one")
     with pytest.raises(UserError, match="need --out"):
         report_diagnoses([tmp_path / "a", tmp_path / "b"], None)
     with pytest.raises(UserError, match="same name"):

@@ -124,8 +124,8 @@ def _series(name: str, look: svg.Look, values: Sequence[float] | None) -> Series
 def _token_note(name: str, figures: LayerFigures) -> str:
     if not figures.tokens:
         return (
-            f"{name} refused nothing that it was told in words, so the tokens that its refusals "
-            "open with are not known and there is no refusal probability."
+            f"{name} refused nothing that it was told in words, or opens refusals as it opens "
+            "answers: no refusal token is known, so there is no refusal probability."
         )
     tokens = ", ".join(f"“{token.strip()}”" for token in figures.tokens)
     return f"{name} opens its own refusals in words with {tokens}: these are the refusal tokens."

@@ -72,7 +72,8 @@ class LayerFigures:
 
     Attributes:
         picture_refusal: Probability that the answer opens with a refusal token, read by the logit
-            lens; None if the model refuses nothing it was told, so that no token is known.
+            lens; None if no token is known: the model refuses nothing it was told, or opens
+            refusals as it opens answers.
         caption_refusal: The same with the caption in the picture's place.
         tokens: The refusal tokens, as they read.
         cosine: Of the picture's mean state with its caption's.

@@ -8,7 +8,7 @@ from typing import Any
 
 from tgalign.demo_results import SCHEMA_VERSION, show_rate
 from tgalign.errors import UserError
-from tgalign.files import check_schema, read_json, write_json, write_text
+from tgalign.files import check_schema, read_json, with_ending, write_json, write_text
 from tgalign.report.svg import plain_svg
 from tgalign.report.tables import markdown_table
 from tgalign.report.wording import label
@@ -54,9 +54,9 @@ def combine(paths: Sequence[Path], out: Path) -> str:
         raise UserError(f"two demos of {', '.join(twice)}: give each condition once")
     kept = [{k: v for k, v in results.items() if k not in _DROPPED} for results in found]
     table = markdown(kept)
-    write_json(out.with_suffix(".json"), kept)
-    write_text(out.with_suffix(".md"), table)
-    write_text(out.with_suffix(".svg"), draw(kept))
+    write_json(with_ending(out, ".json"), kept)
+    write_text(with_ending(out, ".md"), table)
+    write_text(with_ending(out, ".svg"), draw(kept))
     return table
 
 

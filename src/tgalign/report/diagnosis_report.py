@@ -12,7 +12,7 @@ from typing import Any
 
 from tgalign.diagnose.diagnosed_layers import DIAGNOSIS_SCHEMA
 from tgalign.errors import UserError
-from tgalign.files import check_schema, read_json, write_text
+from tgalign.files import check_schema, read_json, with_ending, write_text
 from tgalign.report import diagnosis_verdict, page, svg
 from tgalign.report.diagnosis_plots import draw_plots
 from tgalign.report.tables import markdown_table
@@ -61,10 +61,13 @@ def report_diagnoses(folders: Sequence[Path], out: Path | None) -> str:
         What was written; of several, the table in Markdown.
 
     Raises:
-        UserError: A folder holds no diagnosis, several lack ``out``, or two share a name.
+        UserError: A folder holds no diagnosis, several lack ``out``, one has it, or two share a
+            name.
     """
     found = {folder.resolve().name: read_diagnosis(folder) for folder in folders}
     if len(folders) == 1:
+        if out is not None:
+            raise UserError("the report of one diagnosis goes into its folder: leave --out away")
         return str(write_diagnosis_report(next(iter(found.values())), folders[0]))
     if out is None:
         raise UserError("several diagnoses side by side need --out, where to put them")
@@ -72,8 +75,8 @@ def report_diagnoses(folders: Sequence[Path], out: Path | None) -> str:
         raise UserError("two folders have the same name: give them names to tell them by")
     table = markdown(found)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out.with_suffix(".md"), table)
-    write_text(out.with_suffix(".html"), render(found, None))
+    write_text(with_ending(out, ".md"), table)
+    write_text(with_ending(out, ".html"), render(found, None))
     return table
 
 

@@ -140,13 +140,18 @@ def _listed(layers: Sequence[int]) -> str:
 
 def associations(diagnosis: Mapping[str, Any]) -> str:
     """Whether better aligned scenes and pictures are refused more often."""
-    scenes = (diagnosis.get("scene_correlation") or {}).get("centered_cosine_correlation") or {}
+    by_scene = diagnosis.get("scene_correlation") or {}
+    scenes = by_scene.get("centered_cosine_correlation") or {}
     one = (diagnosis.get("picture_association") or {}).get("centered_cosine") or {}
     if scenes.get("rho") is None:
-        text = (
-            f"Over {scenes.get('n', MISSING)} scenes no correlation can be told: all are refused "
-        )
-        text += "equally often."
+        many = scenes.get("n", MISSING)
+        text = f"Over {many} scene{'' if many == 1 else 's'} no correlation can be told: "
+        if len(by_scene.get("dsr") or []) < 3:
+            text += "it takes three."
+        elif len(set(by_scene["dsr"])) == 1:
+            text += "all are refused equally often."
+        else:
+            text += "all are aligned equally well."
     else:
         text = (
             f"Over {scenes['n']} scenes, DSR and centred cosine at the safety layers correlate "

@@ -15,7 +15,7 @@ def report_runs(runs: Sequence[Path], out: Path | None) -> str:
 
     Args:
         runs: Folders of one kind.
-        out: Where to, without an ending; one diagnosis needs none.
+        out: Where to, without an ending; one diagnosis takes none.
 
     Returns:
         What to print.
