@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import random
 import resource
 import tempfile
@@ -18,6 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from benchmarks.measure import apart
 
 WORDS = "a the cat dog mug table red blue large small on near under with is are what how"
 
@@ -96,8 +97,7 @@ def measure(rows: int) -> dict[str, Any]:
         path = write_rows(Path(folder), rows)
         found: dict[str, Any] = {"rows": rows, "file_mebibytes": path.stat().st_size / 2**20}
         for work in (load_at_once, read_rows, check_rows, load_records):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found[work.__name__] = pool.apply(_measured, (work, path))
+            found[work.__name__] = apart(_measured, work, path)
     for name in ("read_rows", "check_rows", "load_records"):
         for unit in ("seconds", "mebibytes"):
             found[name][f"{unit}_ratio"] = found[name][unit] / found["load_at_once"][unit]

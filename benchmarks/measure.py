@@ -6,12 +6,27 @@ is that of the process, not of the wall, which counts the others' turns.
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
+
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What a work returns in a process of its own, whose memory is then its alone.
+
+    Raises:
+        BrokenProcessPool: The process died.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *args, **kwargs).result()
 
 
 @dataclass(frozen=True)

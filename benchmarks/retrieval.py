@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import random
 import tempfile
 import time
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks.measure import apart
 from tgalign.evaluate.statistics import wilson
 from tgalign.files import sha256, write_json
 from tgalign.retrieval import approximate
@@ -102,7 +102,7 @@ def write_index(folder: Path, size: int) -> None:
     write_json(folder / MANIFEST, manifest.model_dump())
 
 
-def stream(folder: Path, size: int, threads: int, peak: multiprocessing.Queue[list[float]]) -> None:
+def stream(folder: Path, size: int, threads: int) -> tuple[float, float]:
     """Write an index, open it with its checksums and search it; how the peak of memory grows."""
     torch.set_num_threads(threads)
     search(torch.zeros(1, DIMENSION), [torch.zeros(1, DIMENSION)], 1)  # what torch takes anyway
@@ -113,7 +113,7 @@ def stream(folder: Path, size: int, threads: int, peak: multiprocessing.Queue[li
     query_QD = clustered(QUERIES, size, "queries")
     index = Index.open(folder)
     index.side(index.search_exactly(query_QD, 10))
-    peak.put([written - before, _memory("VmHWM") - before])
+    return written - before, _memory("VmHWM") - before
 
 
 def _memory(name: str) -> float:
@@ -200,12 +200,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        spawn = multiprocessing.get_context("spawn")
-        peak: multiprocessing.Queue[list[float]] = spawn.Queue()
-        child = spawn.Process(target=stream, args=(folder, given.size, given.threads, peak))
-        child.start()
-        written, searched = peak.get()
-        child.join()
+        written, searched = apart(stream, folder, given.size, given.threads)
         print(
             f"{given.size:,} × {DIMENSION} ({4 * given.size * DIMENSION / 2**20:,.0f} MiB): memory "
             f"grows by {written:,.0f} MiB at most to write them, {searched:,.0f} MiB to search"

@@ -1,12 +1,14 @@
 """The benchmark of a step: what it measures is what it says. No time is judged."""
 
 import json
+import os
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
 from benchmarks import step
-from benchmarks.measure import peak_bytes, ratio, take_turns
+from benchmarks.measure import apart, peak_bytes, ratio, take_turns
 from benchmarks.released_style import released_step
 from benchmarks.shapes import SHAPES, build_collator, build_model, build_rows
 
@@ -102,3 +104,9 @@ def test_the_peak_is_what_was_there_at_once():
             del kept
 
     assert peak_bytes(work, CPU) == pytest.approx(2_000_000, rel=0.01)
+
+
+def test_a_work_apart_gives_its_result_or_is_said_to_have_died():
+    assert apart(os.getpid) != os.getpid()
+    with pytest.raises(BrokenProcessPool):
+        apart(os._exit, 9)
