@@ -24,7 +24,7 @@ from tgalign.app.comparison import Asked, Said
 from tgalign.app.handlers import NO_MODEL, Handlers
 from tgalign.app.models import Loaded, load_models
 from tgalign.app.scenes import NOTHING
-from tgalign.app.server import build_app, listen, run_app, warm_up
+from tgalign.app.server import allowed_hosts, build_app, listen, run_app, warm_up
 from tgalign.cli import app as command_line
 from tgalign.errors import UserError
 
@@ -39,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Loaded]:
 @pytest.fixture(scope="module")
 def client(models: list[Loaded], tmp_path_factory: pytest.TempPathFactory) -> TestClient:
     demo = tmp_path_factory.mktemp("demo")
-    app = build_app(models, Audits(), roots=[demo], host="127.0.0.1", demo=demo)
+    app = build_app(models, Audits(), roots=[demo], hosts=["127.0.0.1"], demo=demo)
     return TestClient(app, headers=HOST)
 
 
@@ -65,6 +65,38 @@ def test_only_this_machine_is_listened_to(client: TestClient, models: list[Loade
     foreign = {"origin": "http://evil.example", "content-type": "application/json"}
     allowed = client.get("/config", headers=foreign).headers.get("access-control-allow-origin")
     assert allowed != "http://evil.example"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "LOCALHOST", "localhost", "::1"])
+def test_a_loopback_address_is_one_however_it_is_written(host: str) -> None:
+    try:
+        listener = listen(host, 0)
+    except UserError:
+        pytest.skip(f"this machine has no {host}")
+    with listener:
+        bound = listener.getsockname()[0]
+    names = allowed_hosts(host, bound)
+    assert "*" not in names and {"127.0.0.1", "localhost", host, bound} <= set(names)
+
+
+def test_an_address_for_others_has_any_name() -> None:
+    assert allowed_hosts("0.0.0.0", "0.0.0.0") == ["*"]
+    assert allowed_hosts("box.example", "192.0.2.7") == ["*"]
+
+
+def test_a_report_may_run_no_script(
+    models: list[Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report.html").touch()
+    audits = Audits()
+    monkeypatch.setattr(audits, "file", lambda *_: tmp_path / "report.html")
+    app = build_app(models, audits, roots=[], hosts=["127.0.0.1"], demo=tmp_path / "none")
+    policy = (
+        TestClient(app, headers=HOST)
+        .get("/audit-report/x/report.html")
+        .headers["content-security-policy"]
+    )
+    assert "sandbox" in policy and "script" not in policy and "default-src 'none'" in policy
 
 
 def test_files_of_the_machine_are_not_served(client: TestClient, tmp_path: Path) -> None:
@@ -111,8 +143,10 @@ def test_without_gradio_it_says_what_to_install(
     tmp_path: Path, own_environment: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(UserError, match=r"pip install -e"):
         run_app([tmp_path], host="127.0.0.1", port=0, roots=[], demo=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_line_says_what_is_missing_and_cannot_share(tmp_path: Path) -> None:

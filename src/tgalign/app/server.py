@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FIRST_PORT, NUM_PORTS = 7860, 20
 """Where a free port is looked for when none is given."""
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
@@ -35,10 +35,10 @@ PAGE_POLICY = (
 """The browser refuses whatever would leave this host; gradio needs inline scripts and ``eval``."""
 
 REPORT_POLICY = (
-    "sandbox allow-scripts allow-downloads allow-popups; default-src 'none'; img-src data:; "
-    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; font-src data:"
+    "sandbox allow-downloads allow-popups; default-src 'none'; img-src data:; "
+    "style-src 'unsafe-inline'"
 )
-"""A report is a page of its own that cannot reach this one."""
+"""A report is a page of its own that cannot reach this one, and has no script."""
 
 
 def run_app(
@@ -61,9 +61,17 @@ def run_app(
         from tgalign.app.models import demo_models
 
         paths = demo_models(demo)
-    listener = listen(host, port)
-    folder = tempfile.mkdtemp(prefix="tgalign-app-")
-    _keep_to_ourselves(folder)
+    with (
+        listen(host, port) as listener,
+        tempfile.TemporaryDirectory(prefix="tgalign-app-", ignore_cleanup_errors=True) as folder,
+    ):
+        _keep_to_ourselves(folder)
+        _serve(paths, listener, host, [*roots, demo], demo)
+
+
+def _serve(
+    paths: Sequence[Path], listener: socket.socket, host: str, roots: Sequence[Path], demo: Path
+) -> None:
     try:
         import uvicorn
 
@@ -79,7 +87,8 @@ def run_app(
     try:
         loaded = load_models(paths)
         warm_up(loaded)
-        app = build_app(loaded, audits, roots=[*roots, demo], host=host, demo=demo)
+        hosts = allowed_hosts(host, listener.getsockname()[0])
+        app = build_app(loaded, audits, roots=roots, hosts=hosts, demo=demo)
         address = f"[{host}]" if ":" in host else host
         ready = f"tgalign app: http://{address}:{listener.getsockname()[1]}"
 
@@ -99,8 +108,6 @@ def run_app(
             Announced(config).run(sockets=[listener])
     finally:
         audits.close_all()
-        listener.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def listen(host: str, port: int | None) -> socket.socket:
@@ -131,6 +138,21 @@ def listen(host: str, port: int | None) -> socket.socket:
     raise UserError(f"cannot listen on {where} of {host}: {fault}; give another --port")
 
 
+def allowed_hosts(host: str, bound: str) -> list[str]:
+    """The names under which the page may be asked for.
+
+    On a loopback address only those of this machine: another site's script that gets its own name
+    to mean this address is not listened to.
+
+    Args:
+        host: What was asked for, however it is written.
+        bound: The address that it stands for.
+    """
+    if not ipaddress.ip_address(bound).is_loopback:
+        return ["*"]
+    return [*LOOPBACK, host, bound]
+
+
 def warm_up(models: Sequence[Loaded]) -> None:
     """Ask every model once, so that the first visitor does not wait for what is done only once."""
     from tgalign.app.answers import stream_answers
@@ -144,7 +166,12 @@ def warm_up(models: Sequence[Loaded]) -> None:
 
 
 def build_app(
-    models: Sequence[Loaded], audits: Audits, *, roots: Sequence[Path], host: str, demo: Path
+    models: Sequence[Loaded],
+    audits: Audits,
+    *,
+    roots: Sequence[Path],
+    hosts: Sequence[str],
+    demo: Path,
 ) -> FastAPI:
     """The web application: the page, the reports of its audits, and what keeps others out."""
     import gradio
@@ -171,9 +198,7 @@ def build_app(
         enable_monitoring=False, pwa=False, max_file_size=MAX_BYTES, theme=theme(), css=style(),
     )  # fmt: skip
     app.add_middleware(_Headers)
-    # Another site's script that gets its own name to mean this address is not listened to.
-    allowed = [*LOOPBACK, "[::1]"] if host in LOOPBACK else ["*"]
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     return app
 
 
