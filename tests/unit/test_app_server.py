@@ -183,24 +183,38 @@ def test_the_flow_of_one_visitor(handlers: Handlers, tmp_path: Path) -> None:
     heard, cards, notice = last
     assert cards.count("told the caption instead") == 2 and notice == ""
     assert cards.count("refused") >= 2
-    assert handlers.patch(seen, heard, 0)[0] == gr.skip()  # its layers are not read yet
-    heard, plots, _ = handlers.read_layers(seen, heard)
+    assert handlers.patch(heard, 0)[0] == gr.skip()  # its layers are not read yet
+    heard, plots, _ = handlers.read_layers(heard)
     assert plots.count("<svg") == 7  # three panels and four keys
-    assert handlers.read_layers(seen, heard)[0] == gr.skip()  # nothing is read twice
-    patched, _ = handlers.patch(seen, heard, 0)
+    assert handlers.read_layers(heard)[0] == gr.skip()  # nothing is read twice
+    patched, _ = handlers.patch(heard, 0)
     assert patched.count("with the caption’s states at layer 0") == 2
     assert "refused" in patched
     no_caption = list(handlers.ask(seen, "one", NO_MODEL, QUESTION, ""))[-1]
     assert "told the caption" not in no_caption[1]
 
 
-def test_answers_to_one_picture_are_not_read_beside_another(handlers: Handlers) -> None:
+def test_answers_to_one_picture_do_not_stay_beside_another(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen, *_ = handlers.compose(None, "banana", NOTHING, "blue")
     *_, (heard, _, _) = handlers.ask(seen, "one", NO_MODEL, QUESTION, "")
-    other, *_ = handlers.compose(seen, "banana", NOTHING, "blue")  # drawn while answers streamed
-    assert handlers.read_layers(other, heard)[:2] == (gr.skip(), gr.skip())
-    read, *_ = handlers.read_layers(seen, heard)
-    assert handlers.patch(other, read, 0)[0] == gr.skip() != handlers.patch(seen, read, 0)[0]
+    read, *_ = handlers.read_layers(heard)
+    assert handlers.patch(read, 0)[0] != gr.skip()
+    stream = handlers.ask(seen, "one", NO_MODEL, QUESTION, "")
+    assert "card" in next(stream)[1]
+
+    def slow(*_: Any) -> str:
+        handlers.compose(seen, "banana", NOTHING, "blue")  # meanwhile
+        return "plots"
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tgalign.app.handlers.drawing.layer_plots", slow)
+        patch.setattr("tgalign.app.handlers.layer_figures", slow)
+        assert handlers.read_layers(heard)[:2] == (gr.skip(), gr.skip())
+    assert list(stream) == [(gr.skip(), "", "")]  # drawn while answers streamed
+    for later in (handlers.read_layers(heard), handlers.patch(read, 0)):
+        assert all(it == gr.skip() for it in later)
 
 
 def test_errors_are_said_and_lose_nothing(handlers: Handlers, tmp_path: Path) -> None:

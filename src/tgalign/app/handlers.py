@@ -7,62 +7,29 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from tgalign.app import drawing
-from tgalign.app.answers import Answer, check_words, stream_answers
+from tgalign.app.answers import Answer, check_words
 from tgalign.app.audit import Audit, Audits
 from tgalign.app.comparison import ANY, Comparison, select
 from tgalign.app.comparison_files import read_audit_items, read_comparison
 from tgalign.app.folders import inside
-from tgalign.app.layers import LayerFigures, control_caption, layer_figures, patched_answer
+from tgalign.app.layers import control_caption, layer_figures, patched_answer
 from tgalign.app.models import Loaded, short_names
-from tgalign.app.scenes import Shown, compose_scene, read_upload
+from tgalign.app.scenes import compose_scene, read_upload
+from tgalign.app.visit import Heard, Seen, heard_answers, taken
 from tgalign.errors import UserError
 
 NO_MODEL = "(none)"
 ITEMS = 12
 """Pictures on a page of a comparison."""
-NOTHING_HEARD = ("", "<p class='none'>Ask first.</p>", "")
-"""The panels of answers, layers and patched states before anything is asked."""
 LATEST = 6
 """Pictures shown of a running audit."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What one session looks at.
-
-    Attributes:
-        shown: The picture.
-        draws: How often the session has had objects drawn.
-    """
-
-    shown: Shown
-    draws: int
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What was asked about a picture; nothing of it counts beside another one.
-
-    Attributes:
-        seen: The picture.
-        models: Who was asked.
-        question: What was asked.
-        caption: The caption at that time.
-        figures: Of each model, once its layers are read.
-    """
-
-    seen: Seen
-    models: tuple[Loaded, ...]
-    question: str
-    caption: str
-    figures: tuple[LayerFigures, ...] = ()
 
 
 def _said(
@@ -127,8 +94,7 @@ class Handlers:
         """Draw objects of the lab, each time anew; every session begins with the same drawing."""
         draws = 1 if seen is None else seen.draws + 1
         shown = compose_scene(first, second, color, draws)
-        seen = Seen(shown, draws)
-        return seen, None, drawing.shown_picture(shown), shown.caption, *NOTHING_HEARD
+        return taken(seen, Seen(shown, draws), shown.caption)
 
     @_said(8)
     def upload(self, seen: Seen | None, path: str | None) -> Any:
@@ -137,7 +103,7 @@ class Handlers:
             raise UserError("no file came: drop it again")
         shown = read_upload(Path(path))
         draws = 0 if seen is None else seen.draws
-        return None, Seen(shown, draws), None, drawing.shown_picture(shown), "", *NOTHING_HEARD
+        return None, *taken(seen, Seen(shown, draws), "")
 
     @_said(2)
     def ask(
@@ -152,32 +118,32 @@ class Handlers:
         models = [loaded for name in chosen for loaded in self.models if loaded.name == name]
         if not models:
             raise UserError("no model is chosen")
-        answers: list[Any] = [Answer("")] * len(models)
-        told: list[Any] = [Answer("") if caption else None] * len(models)
-        for answers in stream_answers(models, asked, picture=seen.shown.picture):
-            yield gr.skip(), drawing.answer_cards(chosen, answers, told)
-        if caption:
-            for told in stream_answers(models, asked, caption=caption):
-                yield gr.skip(), drawing.answer_cards(chosen, answers, told)
         heard = Heard(seen, tuple(models), asked, caption)
-        yield heard, drawing.answer_cards(chosen, answers, told)
+        for found in heard_answers(heard, chosen):
+            if seen.gone:
+                break
+            yield found
+        if seen.gone:  # these are no answers to the picture that is shown now
+            yield gr.skip(), ""
 
     @_said(2, clears=False)
-    def read_layers(self, seen: Seen | None, heard: Heard | None) -> Any:
+    def read_layers(self, heard: Heard | None) -> Any:
         """Read the picture layer by layer in the models that were asked."""
-        if heard is None or heard.seen is not seen or heard.figures:
+        if heard is None or heard.seen.gone or heard.figures:
             return gr.skip(), gr.skip()
         figures = [
-            layer_figures(loaded, seen.shown.picture, heard.caption, heard.question)
+            layer_figures(loaded, heard.seen.shown.picture, heard.caption, heard.question)
             for loaded in heard.models
         ]
+        if heard.seen.gone:
+            return gr.skip(), gr.skip()
         names = [loaded.name for loaded in heard.models]
         return replace(heard, figures=tuple(figures)), drawing.layer_plots(names, figures)
 
     @_said(1, clears=False)
-    def patch(self, seen: Seen | None, heard: Heard | None, layer: float) -> Any:
+    def patch(self, heard: Heard | None, layer: float) -> Any:
         """Put the caption's states in at a layer, and a harmless caption's as a control."""
-        if heard is None or heard.seen is not seen or not heard.figures:
+        if heard is None or heard.seen.gone or not heard.figures:
             return (gr.skip(),)
         number = int(layer)
         patched: list[Answer | None] = [None] * len(heard.models)
@@ -185,12 +151,16 @@ class Handlers:
         for index, loaded in enumerate(heard.models):
             if heard.caption and number < loaded.parts.num_layers:
                 both = [
-                    patched_answer(loaded, seen.shown.picture, words, heard.question, number)
+                    patched_answer(loaded, heard.seen.shown.picture, words, heard.question, number)
                     for words in (heard.caption, control_caption(heard.caption))
                 ]
                 patched[index], controls[index] = both
+        if heard.seen.gone:
+            return (gr.skip(),)
         names = [loaded.name for loaded in heard.models]
-        return (drawing.patch_cards(number, names, seen.shown, heard.figures, patched, controls),)
+        return (
+            drawing.patch_cards(number, names, heard.seen.shown, heard.figures, patched, controls),
+        )
 
     @_said(5)
     def open_comparison(self, folder: str) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 import gradio as gr
 
 from tgalign.app.comparison import ANY
-from tgalign.app.handlers import NO_MODEL, NOTHING_HEARD, Handlers
+from tgalign.app.handlers import NO_MODEL, Handlers
 from tgalign.app.scenes import NOTHING, object_choices
+from tgalign.app.visit import NOTHING_HEARD
 from tgalign.lab.pictures import COLORS
 from tgalign.lab.suite import QUESTION
 
@@ -138,29 +139,27 @@ def _inspect(page: gr.Blocks, handlers: Handlers) -> None:
         [seen, left, right, question, caption], [heard, answers, notice], show_progress="hidden",
     )  # fmt: skip
     reading = asking.success(
-        handlers.read_layers, [seen, heard], [heard, plots, notice], show_progress_on=plots
+        handlers.read_layers, [heard], [heard, plots, notice], show_progress_on=plots
     )
     looking = reading.success(
-        handlers.patch, [seen, heard, layer], [patched, notice], show_progress_on=patched
+        handlers.patch, [heard, layer], [patched, notice], show_progress_on=patched
     )
-    turning = layer.change(
-        handlers.patch, [seen, heard, layer], [patched, notice], trigger_mode="always_last",
+    stop.click(None, cancels=[asking, reading, looking])
+    layer.change(
+        handlers.patch, [heard, layer], [patched, notice], trigger_mode="always_last",
         show_progress="hidden",
     )  # fmt: skip
-    under_way = [asking, reading, looking, turning]
-    stop.click(None, cancels=under_way)
     fresh = [seen, heard, preview, caption, answers, plots, patched, notice]
     drawing: dict[str, Any] = {
         "fn": handlers.compose,
         "inputs": [seen, first, second, color],
         "outputs": fresh,
-        "cancels": under_way,
     }
     page.load(**drawing, show_progress="hidden")
     for box in (first, second, color):
         box.input(**drawing)
     draw.click(**drawing)
-    upload.upload(handlers.upload, [seen, upload], [upload, *fresh], cancels=under_way)
+    upload.upload(handlers.upload, [seen, upload], [upload, *fresh])
 
 
 def _compare(handlers: Handlers) -> None:
