@@ -160,7 +160,7 @@ def patch_cards(
         heat, share = None, ""
         if layer < len(figures.attention):
             line = figures.attention[layer]
-            share = f"{100 * math.fsum(line):.0f} %"
+            share = f"{wording.percent(math.fsum(line))} %"
             heat = _heat(shown, line, figures.grid, f"{name}, layer {layer}: {share}")
         rows.append((name, 2 * index, heat, share, patched[index], controls[index]))
     return str(_macros().patching(layer, rows))

@@ -21,17 +21,20 @@ def render(content: Mapping[str, Any]) -> str:
     Args:
         content: The content of ``ablation-NAME.json``.
     """
-    looks = {COLUMNS[key]: svg.arm_look(index) for index, key in enumerate(_SHOWN)}
-    panels = [_by_size(content, looks) if content["size"] else _by_variant(content, looks)]
-    if content["against"]:
-        panels.append(_by_similarity(content, looks))
+    figures = []
+    if not content["size"]:
+        looks = {COLUMNS[key]: svg.arm_look(index) for index, key in enumerate(_SHOWN)}
+        figures.append((svg.legend("ablation", looks.items()), [_by_variant(content, looks)]))
+    if content["size"] or content["against"]:
+        looks = {name: svg.arm_look(index) for index, name in enumerate(_families(content))}
+        keys = svg.legend("families", looks.items()) if len(looks) > 1 else []
+        figures.append((keys, [_by_family(content, key, looks) for key in _SHOWN]))
     return render_page(
         "ablation.html.jinja",
         content=content,
         columns=COLUMNS,
         similarity=SIMILARITY if content["against"] else {},
-        panels=panels,
-        keys=svg.legend("ablation", looks.items()),
+        figures=figures,
     )
 
 
@@ -40,37 +43,53 @@ def _by_variant(content: Mapping[str, Any], looks: Mapping[str, svg.Look]) -> Pa
     return draw_dots("variants", "By variant", rows, looks, 0.75 + 0.5 * len(rows))
 
 
-def _by_size(content: Mapping[str, Any], looks: Mapping[str, svg.Look]) -> Panel:
-    sizes = [math.log2(row["size"]) for row in content["variants"]]
-    lines = [
-        Series(
-            COLUMNS[key], looks[COLUMNS[key]], sizes, [r[key]["rate"] for r in content["variants"]]
-        )
-        for key in _SHOWN
-    ]
-    for key, fit in content.get("fit", {}).items():
-        ends = [sizes[0], sizes[-1]]
-        look = svg.Look(looks[COLUMNS[key]].color, "", (0, (1, 1.6)))
-        values = [fit["intercept"] + fit["per_doubling"] * end for end in ends]
-        lines.append(Series(f"{COLUMNS[key]}, fitted", look, ends, values))
-    return draw_lines(
-        "growth", "By size, with the fitted lines", f"log2 of {content['size']}", lines, shares=True
-    )
+def _by_family(content: Mapping[str, Any], key: str, looks: Mapping[str, svg.Look]) -> Panel:
+    """A rate against the size or the measured similarity, a line for each family."""
+    place = math.log2 if content["size"] else float
+    at = [place(x) for points in _families(content).values() for x, _ in points if x is not None]
+    ends = [min(at), max(at)]
+    lines = []
+    for family, points in _families(content).items():
+        look, name = looks[family], family or COLUMNS[key]
+        dotted = svg.Look(look.color, "", (0, (1, 1.6)))
+        known = [(place(x), row[key]) for x, row in points if x is not None]
+        if known:
+            lines.append(
+                Series(
+                    name, look, [x for x, _ in known],
+                    *([rate[end] for _, rate in known] for end in ("rate", "low", "high")),
+                )
+            )  # fmt: skip
+        lines += [
+            Series(name, dotted, ends, [row[key]["rate"]] * 2) for x, row in points if x is None
+        ]
+        fit = content.get("fit", {}).get(key)
+        if fit:
+            values = [fit["intercept"] + fit["per_doubling"] * end for end in ends]
+            lines.append(Series(f"{name}, fitted", dotted, ends, values))
+    name, measured = f"by-{key}".replace("_", "-"), _measure(content)
+    title = f"{COLUMNS[key]} by {'size' if content['size'] else 'measured similarity'}"
+    if content["size"]:
+        measured = f"log2 of {measured}"
+    return draw_lines(name, title, measured, lines, shares=True)
 
 
-def _by_similarity(content: Mapping[str, Any], looks: Mapping[str, svg.Look]) -> Panel:
+def _families(
+    content: Mapping[str, Any],
+) -> dict[str, list[tuple[float | None, Mapping[str, Any]]]]:
+    """Size or similarity of the variants of each family, in order; a line joins what it varies."""
     against = content["against"]
-    rows = [row for row in content["variants"] if row["similarity"][against] is not None]
-    rows.sort(key=lambda row: row["similarity"][against])
-    lines = [
-        Series(
-            COLUMNS[key], looks[COLUMNS[key]], [row["similarity"][against] for row in rows],
-            *([row[key][end] for row in rows] for end in ("rate", "low", "high")),
-        )
-        for key in _SHOWN
-    ]  # fmt: skip
-    title = "By measured similarity"
-    return draw_lines("similarity", title, f"mean {SIMILARITY[against]}", lines, shares=True)
+    families: dict[str, list[tuple[float | None, Mapping[str, Any]]]] = {}
+    for row in content["variants"]:
+        at = row["similarity"][against] if against else row["size"]
+        families.setdefault(row.get("family", ""), []).append((at, row))
+    for points in families.values():
+        points.sort(key=lambda it: (it[0] is None, it[0]))
+    return families
+
+
+def _measure(content: Mapping[str, Any]) -> str:
+    return content["size"] or f"mean {SIMILARITY[content['against']]}"
 
 
 def draw(content: Mapping[str, Any]) -> str:
@@ -81,21 +100,13 @@ def draw(content: Mapping[str, Any]) -> str:
     """
     from matplotlib.figure import Figure
 
-    against = content["against"]
-    title = f"mean {SIMILARITY[against]}" if against else content["size"]
-    families: dict[str, list[tuple[float | None, Mapping[str, Any]]]] = {}
-    for row in content["variants"]:
-        at = row["similarity"][against] if against else row["size"]
-        families.setdefault(row.get("family", ""), []).append((at, row))
+    title, families = _measure(content), _families(content)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(1, len(_SHOWN))
     for axis, key in zip(axes, _SHOWN, strict=True):
         for number, (family, points) in enumerate(families.items()):
             color, marker = f"C{number}", "osD^vPX<"[number % 8]
-            known = sorted(
-                ((at, row[key], row) for at, row in points if at is not None),
-                key=lambda it: it[0],
-            )
+            known = [(at, row[key], row) for at, row in points if at is not None]
             for row in (row for at, row in points if at is None):
                 axis.axhline(row[key]["rate"], color=color, linestyle=":", label=family)
             if not known:

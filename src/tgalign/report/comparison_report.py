@@ -36,7 +36,6 @@ def render(comparison: Mapping[str, Any]) -> str:
         level=LEVEL,
         front=front,
         seeds=comparison["seeds"],
-        condition=comparison["condition"],
         panels=panels,
         keys=svg.legend("comparison", looks.items()),
         versions=comparison["versions"],

@@ -1,4 +1,4 @@
-"""The two kinds of panels: rates with intervals, and lines over layers or steps."""
+"""The kinds of panels: rates with intervals, lines over layers or steps, shades by head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tgalign.report import svg
 from tgalign.report.tables import csv_table
-from tgalign.report.wording import label, number, share
+from tgalign.report.wording import label, number, percent, share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def draw_dots(
                 if value is None or rate is None:
                     axes.text(0.01, y, "n/a", color=look.color, va="center", fontsize=6.5)
                     continue
-                said.append(f"{row_name}, {label(arm)}: {100 * value:.0f} %")
+                said.append(f"{row_name}, {label(arm)}: {percent(value)} %")
                 low, high = number(rate.get("low")), number(rate.get("high"))
                 if low is not None and high is not None:
                     axes.plot([low, high], [y, y], color=look.color, linewidth=2.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tgalign.report import svg
 from tgalign.report.panels import Panel
-from tgalign.report.wording import number, share
+from tgalign.report.wording import number, percent, share
 
 
 def draw_tradeoff(
@@ -31,7 +31,7 @@ def draw_tradeoff(
             x, y = share(found.get(against)), share(found.get("dsr"))
             if x is None or y is None:
                 continue
-            said.append(f"{method}: {100 * x:.0f} %, {100 * y:.0f} %")
+            said.append(f"{method}: {percent(x)} %, {percent(y)} %")
             for rate, along in ((found[against], "x"), (found["dsr"], "y")):
                 ends = [number(rate.get(end)) for end in ("low", "high")]
                 if None not in ends:

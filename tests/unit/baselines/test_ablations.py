@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -136,6 +138,30 @@ def test_sizes_are_fitted_and_drawn(ran, tmp_path):
     ElementTree.parse(tmp_path / "ablation-pictures.svg")
 
 
+def test_a_line_of_the_page_joins_one_family_and_nothing_is_rounded_to_0():
+    content = json.loads(Path("docs/ablation-captions.json").read_text())
+    families = {
+        row["family"]: [it for it in content["variants"] if it["family"] == row["family"]]
+        for row in content["variants"]
+    }
+    (said,) = re.findall(r'aria-label="DSR by measured similarity\. ([^"]*)"', render(content))
+    assert [part.split(": ")[0] for part in said.split("; ")] == list(families)
+    for name, rows in families.items():
+        rows.sort(key=lambda row: row["similarity"][content["against"]])
+        first, last = (rows[end]["dsr"]["rate"] for end in (0, -1))
+        assert f"{name}: from {first:.2f} to {last:.2f}" in said
+    few = next(row for row in content["variants"] if 0 < row["over_refusal"]["rate"] < 0.005)
+    assert f"{few['label']}, over-refusal: &lt;1 %" in render(content)
+
+
+def test_a_rate_that_was_not_measured_is_said():
+    content = json.loads(Path("docs/ablation-weight.json").read_text())
+    for row in content["variants"]:
+        row.update({key: {"rate": None} for key in ("dsr", "over_refusal", "named")})
+    page = render(content)
+    assert "n/a: nothing was measured" in page and ">None<" not in page
+
+
 def test_names_of_variants_are_escaped(monkeypatch, ran, tmp_path):
     evil = Ablation("<b>?", (Variant("<i>one"), Variant("two", ("companions=0.1",))))
     monkeypatch.setitem(ablate.ABLATIONS, "evil", evil)
@@ -163,7 +189,7 @@ def test_worse_r_is_tabled_and_drawn_against_its_similarity(ran, tmp_path):
     assert "stage1.steps=200 stage2.steps=112 data.pictures=5000, seeds 0, 1, 2." in lines[-1]
     ElementTree.parse(tmp_path / "ablation-retrieval.svg")
     page = (tmp_path / "ablation-retrieval.html").read_text()
-    assert "cos(picture, R)" in page and "By measured similarity" in page
+    assert "cos(picture, R)" in page and "DSR by measured similarity" in page
 
 
 def test_a_scale_that_is_none_is_refused(tmp_path):
