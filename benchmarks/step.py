@@ -157,7 +157,7 @@ def against_plain(bench: Bench, turns: int, say: Callable[[str], None]) -> dict[
     return results
 
 
-def against_released(bench: Bench, turns: int, say: Callable[[str], None]) -> Ratio:
+def against_released(bench: Bench, turns: int) -> Ratio:
     """Time of a step in the released style over ours, on the same rows and losses."""
     batches = split(bench.shape, 4, retrieved_in_prompt=True)
     depth = bench.shape.text["num_hidden_layers"]
@@ -228,7 +228,7 @@ def run(shape_name: str, turns: int, say: Callable[[str], None]) -> dict[str, fl
     say("stage 2: projector and LLM are trained")
     bench = Bench(shape, ["projector", "llm"], False, device)
     results = against_plain(bench, turns, say)
-    released = against_released(bench, turns, say)
+    released = against_released(bench, turns)
     say("stage 1: the projector alone is trained")
     bench = Bench(shape, ["projector"], False, device)
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.faults import faults
 from benchmarks.faults.commands import Command, name_commands, write_world
 from benchmarks.faults.runs import prepare
-from benchmarks.faults.table import FAULTS, TABLE, markdown
+from benchmarks.faults.table import FAULTS, MORE, TABLE, markdown
 from tgalign.demo_results import versions
 from tgalign.files import read_json, write_json
 
@@ -36,6 +36,11 @@ def main() -> None:
     parser.add_argument("--anew", action="store_true", help="drop what --out holds; else go on")
     given = parser.parse_args()
     wanted = given.faults.split(",") if given.faults else list(FAULTS)
+    commands = given.commands.split(",") if given.commands else list(TABLE)
+    checked = ("commands", commands, (*TABLE, *MORE)), ("faults", wanted, tuple(FAULTS))
+    for option, names, known in checked:
+        if unknown := [name for name in names if name not in known]:
+            parser.error(f"--{option}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
     content: dict[str, Any] = {"schema_version": 1, "seed": given.seed, "versions": versions()}
     content |= {"minutes": 0.0, "commands": {}}
     if given.out.is_file() and not given.anew:
@@ -50,7 +55,7 @@ def main() -> None:
         writer.start()
         writer.join()  # in a process of its own: no thread may run in this one when it forks
         for command in name_commands(Path(folder)):
-            if command.name not in (given.commands.split(",") if given.commands else TABLE):
+            if command.name not in commands:
                 continue
             kills = -(-given.kills // 2) if command.name in HALVES else given.kills
             counts = {fault: ONCE.get(fault, 1) for fault in wanted}

@@ -10,6 +10,8 @@ from tgalign.termination import STATUS
 
 TABLE = ("train", "retrieve build", "retrieve attach", "caption", "evaluate", "compare")
 """The commands of the table."""
+MORE = ("demo", "diagnose")
+"""Commands that can be asked for beside these."""
 FAULTS = {
     "kill": "kill -9 at a random moment, same command again",
     "term": "SIGTERM at a random moment, same command again",

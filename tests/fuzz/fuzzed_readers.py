@@ -216,7 +216,6 @@ PROBES = [
         {"id": f"b{at}", "image": "a.png", "caption": "a fox", "matches": f"t{at}"},
     )
 ]  # fmt: skip
-VLSAFE = {"image": "a.png", "category": "x", "question": "what?"}
 SUITE = {"own": {
     "about": "x", "source": "x", "licence": "x", "tables": "*.jsonl", "items": [
         {"kind": "toxic", "id": "{id}", "question": "{turn[0][q]}", "picture": "{image}",

@@ -60,7 +60,7 @@ def test_the_page_answers_and_asks_nobody_else(client: TestClient) -> None:
     assert "huggingface" not in client.get("/theme.css").text
 
 
-def test_only_this_machine_is_listened_to(client: TestClient, models: list[Loaded]) -> None:
+def test_only_this_machine_is_listened_to(client: TestClient) -> None:
     assert client.get("/", headers={"host": "evil.example"}).status_code == 400
     foreign = {"origin": "http://evil.example", "content-type": "application/json"}
     allowed = client.get("/config", headers=foreign).headers.get("access-control-allow-origin")
@@ -172,7 +172,7 @@ def fails(found: tuple[Any, ...], words: str) -> None:
     assert all(it == gr.skip() for it in found[:-1])
 
 
-def test_the_flow_of_one_visitor(handlers: Handlers, tmp_path: Path) -> None:
+def test_the_flow_of_one_visitor(handlers: Handlers) -> None:
     composed = handlers.compose(None, "kitchen knife", NOTHING, "blue")
     seen, heard, picture, caption, answers, plots, patched, notice = composed
     assert heard is None and answers == patched == "" and "Ask first" in plots

@@ -1,10 +1,13 @@
 """What the fault runner takes for equal, for whole and for a fault that was stood."""
 
 import json
+import sys
 
 import pytest
+from benchmarks.faults.__main__ import main
+from benchmarks.faults.commands import name_commands
 from benchmarks.faults.equality import differences, half_written, left_over
-from benchmarks.faults.table import held, markdown
+from benchmarks.faults.table import MORE, TABLE, held, markdown
 
 GOOD = {
     "kill": {"status": -9, "half": [], "lost": 2, "second_status": 0, "differs": []},
@@ -50,3 +53,18 @@ def test_the_table_counts_what_was_stood() -> None:
     table = markdown({"commands": {"train": found}, "seed": 0, "minutes": 3.0, "versions": {}})
     assert "same command again | 1 of 2; lost at most 2 steps |" in table
     assert "not run" in table and "4 faults, 2 of them kills at random moments" in table
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--commands=trian,demo", "unknown trian; known: train,"), ("--faults=kil", "unknown kil;")],
+)
+def test_what_is_misspelt_is_said(option, said, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["faults", option, "--out", "none.json"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_all_commands_have_a_name_to_ask_for(tmp_path) -> None:
+    assert [it.name for it in name_commands(tmp_path)] == [*TABLE, *MORE]

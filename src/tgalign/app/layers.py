@@ -23,7 +23,7 @@ from tgalign.diagnose.attention import (
     eager_attention,
     token_grid,
 )
-from tgalign.diagnose.patching import Mode, donors, replacing
+from tgalign.diagnose.patching import donors, replacing
 from tgalign.diagnose.probe import (
     LayerProbe,
     answer_and_probe,
@@ -182,7 +182,7 @@ def _alignment(picture_LD: Tensor, caption_LD: Tensor | None, known: References)
 
 @torch.no_grad()
 def patched_answer(
-    loaded: Loaded, picture: Image, caption: str, question: str, layer: int, mode: Mode = "tokens"
+    loaded: Loaded, picture: Image, caption: str, question: str, layer: int
 ) -> Answer:
     """Ask about a picture with a caption's states put in its place at one layer.
 
@@ -193,7 +193,6 @@ def patched_answer(
         question: What is asked.
         layer: Number of the hidden state that is replaced, 0 (embeddings) to N - 1; it is the
             input of decoder layer ``layer``.
-        mode: How, see ``diagnose.patching``.
     """
     model, processor, parts = loaded.model, loaded.processor, loaded.parts
     with loaded.lock:
@@ -201,7 +200,7 @@ def patched_answer(
         shown = picture_prompts(model, processor, [picture], question)
         lengths = shown.span_BT.sum(dim=1).tolist()
         given = donors(model, parts, told, lengths)[layer]
-        with touching(parts, {layer: replacing(shown.span_BT, given, mode)}):
+        with touching(parts, {layer: replacing(shown.span_BT, given, "tokens")}):
             text = generate(model, processor, shown, MAX_NEW_TOKENS)[0]
     return Answer(text, judge(text, question))
 

@@ -30,6 +30,10 @@ GATES = {
     "icon_probe_accuracy": (">=", 0.95),
 }
 SUITE_SEED = 9_000
+PROBE_TRAIN, PROBE_TEST = 12_000, 2_000
+"""Pictures that the probe is fitted on, and others that it names."""
+PROBE_RIDGE = 10.0
+"""L2 penalty on standardised features."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +82,11 @@ def check_gates(model: Any, processor: Any) -> GateReport:
     return GateReport(rates, text_lens(model, processor, suite, openings))
 
 
-def linear_probe(
-    model: Any,
-    *,
-    num_train: int = 12_000,
-    num_test: int = 2_000,
-    ridge: float = 10.0,
-    style: Style = "emoji",
-) -> tuple[int, int]:
+def linear_probe(model: Any, *, style: Style = "emoji") -> tuple[int, int]:
     """Name single things from what the projector reads, by ridge regression to one-hot targets.
 
     Args:
         model: A LLaVA.
-        num_train: Pictures to fit on.
-        num_test: Other pictures to name.
-        ridge: L2 penalty on standardised features.
         style: How the things are drawn.
 
     Returns:
@@ -114,8 +108,8 @@ def linear_probe(
         states_BPD = torch.cat(parts)[:, 1:]
         return states_BPD.flatten(1), torch.tensor([pool.index(s.things[0]) for s in scenes])
 
-    train_BD, label_B = features("probe-train", num_train)
-    test_BD, truth_B = features("probe-test", num_test)
+    train_BD, label_B = features("probe-train", PROBE_TRAIN)
+    test_BD, truth_B = features("probe-test", PROBE_TEST)
     mean_D, scale_D = train_BD.mean(dim=0), train_BD.std(dim=0) + 1e-5
 
     def standard(states_BD: Tensor) -> Tensor:
@@ -123,8 +117,8 @@ def linear_probe(
         return torch.cat([states_BD, torch.ones(len(states_BD), 1)], dim=1)
 
     train_BD, test_BD = standard(train_BD), standard(test_BD)
-    gram_DD = train_BD.T @ train_BD + ridge * torch.eye(train_BD.shape[1])
+    gram_DD = train_BD.T @ train_BD + PROBE_RIDGE * torch.eye(train_BD.shape[1])
     target_BK = torch.nn.functional.one_hot(label_B, len(pool)).float()
     weight_DK = torch.linalg.solve(gram_DD, train_BD.T @ target_BK)
     named_B = (test_BD @ weight_DK).argmax(dim=1)
-    return int((named_B == truth_B).sum()), num_test
+    return int((named_B == truth_B).sum()), PROBE_TEST

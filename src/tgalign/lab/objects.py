@@ -117,7 +117,7 @@ _TEXT_ONLY_PLURAL = ("clinking keys", "tea mugs", "plastic swords", "crossed lin
 _PLURAL = {
     "clinking mugs", "clinking glasses", "crossed swords", "crossed flags", "grapes", "cherries",
     "headphones", "jeans", "scissors", "french fries", "reading glasses", "rice wine", "popcorn",
-    "broccoli", "garlic", "sushi", "ramen", "bread", "corn", "table cutlery",
+    "broccoli", "sushi", "corn", "table cutlery",
 }  # fmt: skip
 
 

@@ -117,11 +117,11 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_axes(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
+def new_axes(height: float) -> tuple[Figure, Axes]:
     """An empty panel; ``height`` in inches. To be called within ``style``."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()
 
 

@@ -16,7 +16,8 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown, a line for each row.
 
     Names of models and arms are not ours: nothing in a cell ends it or its row, or becomes HTML, a
-    link, a picture or code.
+    picture, code or a link that reads otherwise than where it leads (GitHub makes a link of a bare
+    address).
     """
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(map(_markdown_cell, line)) + " |\n" for line in lines)
