@@ -388,6 +388,17 @@ def test_every_method_is_a_point_that_keys_can_reach() -> None:
         assert re.search(r"DSR \d+ %", str(point["aria-label"]))
 
 
+def test_plots_are_rounded_as_tables_are() -> None:
+    rate = wilson(1, 400).as_dict()
+    methods = {"ce": {"dsr": rate, "over_refusal": rate, "named": rate}}
+    page = drawing.pareto_plots(Comparison("x", methods, ["ce"]))
+    said = [str(it["aria-label"]) for it in Tags(page).of("svg")]
+    assert len(said) == 2 and all("ce: <1 %, <1 %" in text for text in said)
+    shown = compose_scene("banana", NOTHING, "red", 0)
+    faint = _figures(attention=[[0.001, 0.0, 0.0, 0.0]] * 2)
+    assert "&lt;1 %" in drawing.patch_cards(0, ["m"], shown, [faint], [None], [None])
+
+
 def test_pages_of_pictures() -> None:
     items = [
         Asked(

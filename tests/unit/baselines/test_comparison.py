@@ -165,6 +165,10 @@ def test_the_page_is_offline_escaped_and_says_what_smoke_is_worth(comparison):
     assert page.count("<svg") == 2 + len(PLANS)
     assert render(comparison) == page
     assert "figures mean nothing" in render({**comparison, "smoke": True})
+    methods = comparison["methods"].items()
+    unasked = {name: it | {"over_refusal": {"rate": None}} for name, it in methods}
+    page = render({**comparison, "methods": unasked, "pareto": list(unasked)})
+    assert page.count("n/a: nothing was measured") == 1 and ">None<" not in page
 
 
 def test_every_item_is_asked_and_judged(llava, processor):
