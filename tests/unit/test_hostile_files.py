@@ -9,10 +9,10 @@ import zlib
 import pytest
 from PIL import Image
 
-from tgalign.data.pictures import FORMATS, read_picture
+from tgalign.data.pictures import FORMATS, PictureError, read_picture
 from tgalign.data.records import read_records
 from tgalign.errors import UserError, printable
-from tgalign.evaluate.pictures import PictureError, open_picture
+from tgalign.evaluate.pictures import open_picture
 from tgalign.evaluate.suites import load_suite
 from tgalign.evaluate.suites.table import read_specs
 from tgalign.files import read_json

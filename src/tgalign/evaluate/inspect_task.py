@@ -19,9 +19,10 @@ from inspect_ai.model import (
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
+from tgalign.data.pictures import PictureError
 from tgalign.evaluate.conditions import CONDITIONS, Request, all_requests, shown
 from tgalign.evaluate.items import Item
-from tgalign.evaluate.pictures import PictureError, data_url
+from tgalign.evaluate.pictures import data_url
 from tgalign.evaluate.refusal import judge
 from tgalign.evaluate.results import rates
 from tgalign.evaluate.suites import load_suite

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tgalign.data.pictures import PictureError
 from tgalign.errors import UserError
 from tgalign.evaluate.conditions import Request, shown
 from tgalign.evaluate.items import Item
-from tgalign.evaluate.pictures import PictureError
 from tgalign.evaluate.refusal import judge
 from tgalign.evaluate.utility import score
 from tgalign.files import folder_at_once, write_text

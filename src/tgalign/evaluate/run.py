@@ -12,10 +12,11 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tgalign.data.pictures import PictureError
 from tgalign.errors import UserError
 from tgalign.evaluate.conditions import Request, shown
 from tgalign.evaluate.generate import Prompt, Said
-from tgalign.evaluate.pictures import PictureError, picture_hash
+from tgalign.evaluate.pictures import picture_hash
 from tgalign.evaluate.refusal import Verdict, judge
 from tgalign.evaluate.utility import score
 from tgalign.files import is_free, listed_differences, read_versioned, write_json, write_text

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tgalign.evaluate.pictures import PictureError, data_url, open_picture
+from tgalign.data.pictures import PictureError
+from tgalign.evaluate.pictures import data_url, open_picture
 from tgalign.files import write_text
 from tgalign.report.page import render_page
 from tgalign.report.wording import MARKS, Tone, tone
