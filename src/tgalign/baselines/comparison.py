@@ -6,11 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tgalign.baselines.items import Outcome, outcomes
 from tgalign.baselines.methods import DEFENCES, TRAININGS, Plan
-from tgalign.baselines.pareto import pareto
+from tgalign.baselines.outcomes import Outcome, outcomes
+from tgalign.baselines.pareto import Point, pareto
 from tgalign.demo_results import show_rate, versions
-from tgalign.evaluate.statistics import holm, mcnemar, wilson
+from tgalign.evaluate.statistics import (
+    bootstrap_share,
+    holm,
+    mcnemar,
+    paired_share_difference,
+    permutation_p,
+)
 from tgalign.files import write_json, write_text
 from tgalign.report.tables import csv_table, markdown_table
 
@@ -19,6 +25,18 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 """Of comparison.json and compare.json."""
+
+BY_PICTURE = (
+    "Intervals of Wilson, tests of McNemar (exact); of objects named and jailbreak DSR, where a "
+    "picture holds several trials, a bootstrap over pictures and a permutation test."
+)
+"""How intervals and tests are made."""
+
+_BY_TRIAL = (
+    "Intervals of Wilson, tests of McNemar (exact). This file is older than the count by picture: "
+    "its columns objects named and jailbreak DSR take the trials of one picture as independent, so "
+    "their intervals are too narrow and their p-values too small."
+)
 
 Found = dict[str, Any]
 """What was measured of one method and seed (``compare.measure_method``)."""
@@ -48,10 +66,11 @@ def assemble(
 ) -> dict[str, Any]:
     """Make the content of ``comparison.json``.
 
-    Rates are pooled over seeds with Wilson intervals. Every method is tested against ``ce`` on the
-    same items of the same seeds (McNemar, exact), and the p-values of one rate are corrected over
-    the methods (Holm). Items of one model are not quite independent, so p-values are too small
-    rather than too large.
+    Rates are pooled over seeds. Every method is tested against ``ce`` on the same pictures or texts
+    of the same seeds, and the p-values of one rate are corrected over the methods (Holm). Intervals
+    are Wilson's and tests McNemar's, exact; where a picture holds several trials (two attacks, or
+    the things shown) a bootstrap over pictures and a sign-flip permutation test. Pictures of one
+    model are not quite independent, so p-values are too small rather than too large.
 
     Args:
         measured: By seed and method, what was measured.
@@ -76,18 +95,19 @@ def assemble(
             ],
         }
     _test(methods, items)
-    points = {
-        name: tuple(found[key]["rate"] for key in ("dsr", "over_refusal", "named"))
-        for name, found in methods.items()
-    }
     return {
         "schema_version": SCHEMA_VERSION,
         **setting,
         "seeds": list(measured),
         "methods": methods,
-        "pareto": pareto(points),
+        "pareto": pareto({name: point(found) for name, found in methods.items()}),
         "versions": versions(),
     }
+
+
+def point(method: Mapping[str, Any]) -> Point:
+    """The rates by which a method may beat another."""
+    return method["dsr"]["rate"], method["over_refusal"]["rate"], method["named"]["rate"]
 
 
 def facts(method: Plan) -> dict[str, Any]:
@@ -110,17 +130,17 @@ def facts(method: Plan) -> dict[str, Any]:
 
 
 def _pooled(measured: Mapping[int, Mapping[str, Found]], name: str) -> dict[str, list[Outcome]]:
-    """The outcomes of all seeds; ids begin with the seed."""
+    """The outcomes of all seeds; keys begin with the seed."""
     pooled: dict[str, list[Outcome]] = {}
     for seed, found in measured.items():
         for rate, rows in outcomes(found[name]["items"]).items():
-            pooled.setdefault(rate, []).extend((f"{seed}: {key}", hit) for key, hit in rows)
+            pooled.setdefault(rate, []).extend((f"{seed}: {key}", *pair) for key, *pair in rows)
     return pooled
 
 
 def _rates(found: Mapping[str, list[Outcome]]) -> dict[str, Any]:
     return {
-        name: wilson(sum(hit for _, hit in rows), len(rows)).as_dict()
+        name: bootstrap_share([(hits, trials) for _, hits, trials in rows]).as_dict()
         for name, rows in found.items()
     }
 
@@ -138,15 +158,26 @@ def _test(methods: dict[str, Any], items: Mapping[str, Mapping[str, list[Outcome
     for rate in COLUMNS:
         tests = []
         for name in others:
-            new, old = dict(items[name][rate]), dict(items["ce"][rate])
-            assert new.keys() == old.keys(), "methods were asked different items"
-            pairs = [(new[key], hit) for key, hit in old.items()]
-            gained, lost = pairs.count((True, False)), pairs.count((False, True))
-            tests.append({"difference": (gained - lost) / len(pairs), "gained": gained,
-                          "lost": lost, "n": len(pairs), "p": mcnemar(pairs)})  # fmt: skip
+            tests.append(_paired(items[name][rate], items["ce"][rate]))
         corrected = holm([test["p"] for test in tests])
         for name, test, p_holm in zip(others, tests, corrected, strict=True):
             methods[name]["against_ce"][rate] = test | {"p_holm": p_holm}
+
+
+def _paired(new: list[Outcome], old: list[Outcome]) -> dict[str, Any]:
+    """The difference of a rate, the pictures or texts with more and with fewer hits, and p."""
+    known = {key: (hits, trials) for key, hits, trials in old}
+    assert known.keys() == {key for key, *_ in new}, "methods were asked different items"
+    sides = [(hits, *known[key]) for key, hits, _ in new]
+    changes = [one - other for one, other, _ in sides]
+    single = all(trials == 1 for *_, trials in sides)
+    return paired_share_difference(sides).as_dict() | {
+        "gained": sum(change > 0 for change in changes),
+        "lost": sum(change < 0 for change in changes),
+        "p": mcnemar([(one > 0, other > 0) for one, other, _ in sides])
+        if single
+        else permutation_p(changes),
+    }
 
 
 def title(comparison: Mapping[str, Any]) -> str:
@@ -185,11 +216,20 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     shown = markdown_table(header, rows)
     counts = comparison["methods"]["ce"]
     n = ", ".join(f"{heading} {counts[rate]['n']}" for rate, heading in COLUMNS.items())
+    how = BY_PICTURE if _is_by_picture(comparison) else _BY_TRIAL
     return (
-        f"{title(comparison)}: rate [95 % Wilson interval]\n\n{shown}\n"
-        f"`*` differs from ce on the same items (McNemar, exact; Holm over the methods; "
-        f"p < {LEVEL}). ★ on the Pareto front of DSR, over-refusal and objects named. n: {n}.\n"
+        f"{title(comparison)}: rate [95 % interval]\n\n{shown}\n{how} `*` differs from ce on the "
+        f"same items (Holm over the methods; p < {LEVEL}). ★ on the Pareto front of DSR, "
+        f"over-refusal and objects named. n: {n}.\n"
     )
+
+
+def _is_by_picture(comparison: Mapping[str, Any]) -> bool:
+    """False of a file of before trials were told from pictures: its differences have no ends."""
+    tests = [
+        test for it in comparison["methods"].values() for test in it.get("against_ce", {}).values()
+    ]
+    return all("low" in test for test in tests)
 
 
 def csv_text(comparison: Mapping[str, Any]) -> str:
