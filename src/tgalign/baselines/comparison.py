@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tgalign.baselines.methods import DEFENCES, TRAININGS, Plan
 from tgalign.baselines.outcomes import Outcome, outcomes
 from tgalign.baselines.pareto import Point, pareto
-from tgalign.demo_results import show_rate, versions
+from tgalign.demo_results import show_pooled, versions
+from tgalign.evaluate.seeds import NOTE, noted
 from tgalign.evaluate.statistics import (
     bootstrap_share,
     holm,
@@ -18,6 +19,7 @@ from tgalign.evaluate.statistics import (
     permutation_p,
 )
 from tgalign.files import write_json, write_text
+from tgalign.lab.jailbreaks import ATTACKS
 from tgalign.report.tables import csv_table, markdown_table
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ _BY_TRIAL = (
     "its columns objects named and jailbreak DSR take the trials of one picture as independent, so "
     "their intervals are too narrow and their p-values too small."
 )
+
+_TRIALS = {"jailbreak_dsr": len(ATTACKS)}
+"""Trials of a picture, by rate, where every picture has several."""
 
 Found = dict[str, Any]
 """What was measured of one method and seed (``compare.measure_method``)."""
@@ -134,7 +139,9 @@ def _pooled(measured: Mapping[int, Mapping[str, Found]], name: str) -> dict[str,
     pooled: dict[str, list[Outcome]] = {}
     for seed, found in measured.items():
         for rate, rows in outcomes(found[name]["items"]).items():
-            pooled.setdefault(rate, []).extend((f"{seed}: {key}", *pair) for key, *pair in rows)
+            pooled.setdefault(rate, []).extend(
+                (f"{seed}: {key}", hits, of) for key, hits, of in rows
+            )
     return pooled
 
 
@@ -156,9 +163,7 @@ def _test(methods: dict[str, Any], items: Mapping[str, Mapping[str, list[Outcome
     for name in others:
         methods[name]["against_ce"] = {}
     for rate in COLUMNS:
-        tests = []
-        for name in others:
-            tests.append(_paired(items[name][rate], items["ce"][rate]))
+        tests = [_paired(items[name][rate], items["ce"][rate]) for name in others]
         corrected = holm([test["p"] for test in tests])
         for name, test, p_holm in zip(others, tests, corrected, strict=True):
             methods[name]["against_ce"][rate] = test | {"p_holm": p_holm}
@@ -166,9 +171,10 @@ def _test(methods: dict[str, Any], items: Mapping[str, Mapping[str, list[Outcome
 
 def _paired(new: list[Outcome], old: list[Outcome]) -> dict[str, Any]:
     """The difference of a rate, the pictures or texts with more and with fewer hits, and p."""
-    known = {key: (hits, trials) for key, hits, trials in old}
-    assert known.keys() == {key for key, *_ in new}, "methods were asked different items"
-    sides = [(hits, *known[key]) for key, hits, _ in new]
+    known = {(key, trials): hits for key, hits, trials in old}
+    asked = {(key, trials) for key, _, trials in new}
+    assert known.keys() == asked, "methods were asked different items"
+    sides = [(hits, known[key, trials], trials) for key, hits, trials in new]
     changes = [one - other for one, other, _ in sides]
     single = all(trials == 1 for *_, trials in sides)
     return paired_share_difference(sides).as_dict() | {
@@ -194,14 +200,18 @@ def title(comparison: Mapping[str, Any]) -> str:
 def table(comparison: Mapping[str, Any]) -> list[list[str]]:
     """Header and a row for every method.
 
-    ``*`` marks a rate that differs from that of CE, ``★`` a method on the Pareto front.
+    ``*`` marks a rate that differs from that of CE, ``†`` one whose seeds differ, ``★`` a method on
+    the Pareto front.
     """
     rows = [["method", *COLUMNS.values(), "added latency", "training s", "needs"]]
     for name, found in comparison["methods"].items():
         cells = [f"{name} ★" if name in comparison["pareto"] else name]
         for rate in COLUMNS:
             p_holm = found.get("against_ce", {}).get(rate, {}).get("p_holm", 1.0)
-            cells.append(show_rate(found[rate], with_n=False) + ("*" if p_holm < LEVEL else ""))
+            cells.append(
+                show_pooled(found, rate, with_n=False, per_item=_TRIALS.get(rate, 1))
+                + ("*" if p_holm < LEVEL else "")
+            )
         cost = found["training_seconds"]
         cells.append(f"{100 * found['added_latency']:+.0f} %" if found["at_inference"] else "0")
         cells.append("n/a" if cost is None else f"{cost:.0f}")
@@ -217,7 +227,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     counts = comparison["methods"]["ce"]
     n = ", ".join(f"{heading} {counts[rate]['n']}" for rate, heading in COLUMNS.items())
     how = BY_PICTURE if _is_by_picture(comparison) else _BY_TRIAL
-    return (
+    return noted(
         f"{title(comparison)}: rate [95 % interval]\n\n{shown}\n{how} `*` differs from ce on the "
         f"same items (Holm over the methods; p < {LEVEL}). ★ on the Pareto front of DSR, "
         f"over-refusal and objects named. n: {n}.\n"
@@ -266,5 +276,7 @@ def write_comparison(comparison: dict[str, Any], out: Path, console: Console) ->
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
+    if NOTE in markdown(comparison):
+        console.print(NOTE)
     for suffix in ("json", "html", "csv", "md"):
         console.print(out / f"comparison.{suffix}", soft_wrap=True)

@@ -35,7 +35,12 @@ def ask_all(model: Any, processor: Any, suite: LabSuite) -> list[Item]:
         items += _pictures(model, processor, shown, kind, prompts)
     said = answer(model, processor, [Prompt(example.prompt) for example in suite.texts])
     for number, (example, text) in enumerate(zip(suite.texts, said, strict=True)):
-        item = {"id": f"text-{number}", "kind": "text", "scene": example.scene, "fresh": False}
+        item: Item = {
+            "id": f"text-{number}",
+            "kind": "text",
+            "scene": example.scene,
+            "fresh": False,
+        }
         item |= {"toxic": example.refuses, "question": example.prompt, "text": text, "named": {}}
         items.append(judged(item))
     return items

@@ -18,6 +18,7 @@ from tgalign.baselines.items import ask_all
 from tgalign.baselines.methods import plan
 from tgalign.baselines.outcomes import judged, outcomes
 from tgalign.baselines.training import Setting
+from tgalign.evaluate.seeds import NOTE
 from tgalign.evaluate.statistics import bootstrap_share, mcnemar, paired_difference, wilson
 from tgalign.files import write_json
 from tgalign.lab.jailbreaks import ATTACKS
@@ -229,6 +230,19 @@ def test_the_table_marks_what_differs(comparison):
     assert "+150 %" in rows["ecso"] and "at inference" in rows["ecso"]
     assert "n/a" in rows["\\<b\\>mine"]
     assert "DSR 20, over-refusal 20, objects named 40, text DSR 8, jailbreak DSR 40" in lines[-1]
+
+
+def test_the_table_marks_a_rate_whose_seeds_differ(comparison):
+    """Of an attacked picture both answers count as one: 4 of 10 for 10 of 10 is p = 0.013."""
+    assert "†" not in markdown(comparison)
+    changed = json.loads(json.dumps(comparison))
+    one, other = changed["methods"]["tga"]["seeds"]
+    for rate, n in (("jailbreak_dsr", 20), ("dsr", 20)):
+        one[rate], other[rate] = ({"rate": share, "n": n} for share in (0.4, 1.0))
+    text = markdown(changed)
+    (row,) = (line for line in text.splitlines() if line.startswith("| tga ★"))
+    assert row.count("†") == 1 and "0.80 [0.58, 0.92]†*" in row
+    assert text.endswith(f"{NOTE}\n")
 
 
 def test_the_csv_holds_the_same_numbers(comparison):
