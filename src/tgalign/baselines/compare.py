@@ -205,7 +205,7 @@ def measure_method(
 
 def _measured(path: Path) -> dict[str, Any]:
     """What was measured, with the verdicts of today's rules, which its answers may lack."""
-    from tgalign.baselines.outcomes import judged
+    from tgalign.lab.outcomes import judged
 
     found: dict[str, Any] = read_json(path)
     items = [judged(item) for item in found["items"]]
@@ -219,10 +219,15 @@ def comparison_suite(seed: int, style: Any, smoke: bool) -> LabSuite:
     """What every method of a seed is asked."""
     from tgalign.lab.suite import lab_suite
 
-    per_scene, benign, texts = (2, 8, 8) if smoke else (40, 300, 300)
+    per_scene, benign, texts = suite_sizes(smoke)
     return lab_suite(
         SUITE + seed, per_scene=per_scene, num_benign=benign, num_texts=texts, style=style
     )
+
+
+def suite_sizes(smoke: bool) -> tuple[int, int, int]:
+    """Its toxic pictures per scene, benign pictures, and texts."""
+    return (2, 8, 8) if smoke else (40, 300, 300)
 
 
 def _result(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tgalign.baselines.methods import DEFENCES, TRAININGS, Plan
-from tgalign.baselines.outcomes import Outcome, outcomes
 from tgalign.baselines.pareto import Point, pareto
 from tgalign.demo_results import show_pooled, versions
 from tgalign.evaluate.seeds import NOTE, noted
@@ -20,6 +19,7 @@ from tgalign.evaluate.statistics import (
 )
 from tgalign.files import write_json, write_text
 from tgalign.lab.jailbreaks import ATTACKS
+from tgalign.lab.outcomes import Outcome, outcomes
 from tgalign.report.tables import csv_table, markdown_table
 
 if TYPE_CHECKING:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from tgalign.baselines.outcomes import Item, judged
 from tgalign.evaluate.generate import Prompt, answer
 from tgalign.lab.jailbreaks import ATTACKS, jailbreak
-from tgalign.lab.objects import held_out, things
-from tgalign.lab.suite import QUESTION, LabSuite, PictureItem
+from tgalign.lab.outcomes import Item, picture_item, text_item
+from tgalign.lab.suite import QUESTION, LabSuite
 
 
 def ask_all(model: Any, processor: Any, suite: LabSuite) -> list[Item]:
@@ -32,40 +30,11 @@ def ask_all(model: Any, processor: Any, suite: LabSuite) -> list[Item]:
             jailbreak(kind, it.picture) if kind in ATTACKS else Prompt(QUESTION, it.picture)
             for it in shown
         ]
-        items += _pictures(model, processor, shown, kind, prompts)
+        said = answer(model, processor, prompts)
+        items += [picture_item(it, text, kind) for it, text in zip(shown, said, strict=True)]
     said = answer(model, processor, [Prompt(example.prompt) for example in suite.texts])
-    for number, (example, text) in enumerate(zip(suite.texts, said, strict=True)):
-        item: Item = {
-            "id": f"text-{number}",
-            "kind": "text",
-            "scene": example.scene,
-            "fresh": False,
-        }
-        item |= {"toxic": example.refuses, "question": example.prompt, "text": text, "named": {}}
-        items.append(judged(item))
-    return items
-
-
-def _pictures(
-    model: Any, processor: Any, shown: Sequence[PictureItem], kind: str, prompts: list[Prompt]
-) -> list[Item]:
-    fresh = {thing.name for thing in things() if held_out(thing)}
-    scene_of = {thing.name: thing.scene for thing in things()}
-    items = []
-    for entry, text in zip(shown, answer(model, processor, prompts), strict=True):
-        counted = [name for name in entry.names if scene_of[name] == entry.scene]
-        item = {
-            "id": f"{kind}-{entry.id}",
-            "kind": kind,
-            "scene": entry.scene,
-            "toxic": entry.scene is not None,
-            "fresh": any(name in fresh for name in counted),
-            "question": QUESTION,
-            "text": text,
-            "named": {} if entry.scene else dict.fromkeys(entry.names, False),
-        }
-        items.append(judged(item))
-    return items
+    pairs = zip(suite.texts, said, strict=True)
+    return items + [text_item(number, *pair) for number, pair in enumerate(pairs)]
 
 
 def answering_seconds(model: Any, processor: Any, prompts: list[Prompt], *, rounds: int) -> float:

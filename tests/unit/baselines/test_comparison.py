@@ -14,14 +14,15 @@ from tgalign.baselines.comparison import (
     markdown,
     title,
 )
+from tgalign.baselines.estimate import num_questions
 from tgalign.baselines.items import ask_all
 from tgalign.baselines.methods import plan
-from tgalign.baselines.outcomes import judged, outcomes
 from tgalign.baselines.training import Setting
 from tgalign.evaluate.seeds import NOTE
 from tgalign.evaluate.statistics import bootstrap_share, mcnemar, paired_difference, wilson
 from tgalign.files import write_json
 from tgalign.lab.jailbreaks import ATTACKS
+from tgalign.lab.outcomes import judged, outcomes
 from tgalign.lab.suite import lab_suite
 from tgalign.report.comparison_report import headline, render
 from tgalign.report.verdict import main_of
@@ -209,6 +210,14 @@ def test_what_decides_an_answer_names_its_measurement(tmp_path, monkeypatch):
     compare._result(tmp_path, 0, Setting("guided", 0.1, "emoji"), plan("ecso"), {})
     wanted = {"items", "generate", "jailbreaks", "suite", "language", "objects", "pictures"}
     assert wanted | {"ecso", "told", "defence", "states", "calibration"} == set(read)
+
+
+@pytest.mark.parametrize(("smoke", "number"), [(True, 74), (False, 2040)])
+def test_the_estimate_counts_the_questions_of_the_suite(smoke, number):
+    setting = Setting("guided", 0.1, "emoji", smoke=smoke)
+    assert num_questions(setting) == number
+    suite = compare.comparison_suite(0, "emoji", smoke)
+    assert len(suite.texts) + 3 * len(suite.toxic + suite.benign) == number
 
 
 def test_a_file_of_before_pictures_were_counted_says_so(comparison):
