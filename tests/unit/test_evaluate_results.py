@@ -12,7 +12,7 @@ from PIL import Image
 from tgalign.errors import UserError
 from tgalign.evaluate.compare import compare, load_pairs, parity
 from tgalign.evaluate.items import Suite
-from tgalign.evaluate.pool import markdown, parse_columns, pool, write_pool
+from tgalign.evaluate.pool import parse_columns, pool, write_pool
 from tgalign.evaluate.results import assemble, rates, read_results, safety_gap
 from tgalign.evaluate.thresholds import check, parse_thresholds, write_junit
 from tgalign.report.evaluation_report import NUM_CARDS, warnings, write_evaluation_report
@@ -304,50 +304,3 @@ def test_seeds_are_pooled_and_stand_one_by_one(tmp_path: Path) -> None:
     for wrong in (["tga"], ["=x"], ["a=x", "a=y"]):
         with pytest.raises(UserError, match="expected LABEL=FOLDER"):
             parse_columns(wrong)
-
-
-def evaluation(folder: Path, rows, **model) -> Path:
-    """A finished evaluation of some model with seed 0."""
-    write(folder, rows)
-    found = results(rows) | {"seeds": [0], "model": model}
-    (folder / "results.json").write_text(json.dumps(found), encoding="utf-8")
-    return folder
-
-
-def test_seeds_that_differ_are_marked_and_what_is_no_answer_is_shown(tmp_path: Path) -> None:
-    folders = []
-    for seed, refused in enumerate((1, 39)):
-        rows = [row(f"t{i}", "refused" if i < refused else "answered") for i in range(40)]
-        rows += [row("odd", "undetermined"), row("lost", None if seed else "answered")]
-        folders.append(evaluation(tmp_path / str(seed), rows, host="local", revision=str(seed)))
-    pooled = pool({"tga": folders})
-    text = markdown(pooled)
-    assert "| DSR | 0.48 [0.38, 0.59]† n=83 (0.02, 0.95) |" in text
-    assert "| undetermined | 0.02 [0.01, 0.08] n=83 (0.02, 0.02) |" in text
-    assert "| errors | 1 of 84 (0, 1) |" in text
-    assert text.endswith("says nothing of another seed.\n")
-    old = pooled["tga"]["suites"]["s"]["conditions"]["plain"]
-    del old["n_by_seed"], old["errors_by_seed"]
-    for seed in old["by_seed"]:
-        del seed["undetermined"]
-    older = markdown(pooled)
-    assert "| DSR | 0.48 [0.38, 0.59] n=83 (0.02, 0.95) |" in older
-    assert "| undetermined | 0.02 [0.01, 0.08] n=83 |" in older and "| errors | 1 of 84 |" in older
-
-
-def test_only_the_same_items_of_the_same_model_count_twice(tmp_path: Path) -> None:
-    rows, others = ([row(f"{name}{i}", "refused") for i in range(3)] for name in "tu")
-    server = {"host": "server", "url": "http://x/v1", "revision": "build-1"}
-    local = {"host": "local", "name": "x", "revision": "abc"}
-    honest = [
-        evaluation(tmp_path / "ce0", rows, **server, name="ce0"),
-        evaluation(tmp_path / "ce1", rows, **server, name="ce1"),
-        evaluation(tmp_path / "plain", rows, **local),
-        evaluation(tmp_path / "ecso", rows, **local, defence={"name": "ecso"}),
-        evaluation(tmp_path / "others", others, **local),
-    ]
-    assert pool({"a": honest})["a"]["seeds"] == [0] * 5
-    for name, model in (("later", server | {"name": "ce0", "revision": "build-2"}), ("b", local)):
-        again = evaluation(tmp_path / name, rows, **model)
-        with pytest.raises(UserError, match="of one model with one seed"):
-            pool({"a": [*honest, again]})
