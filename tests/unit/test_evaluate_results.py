@@ -292,6 +292,8 @@ def test_seeds_are_pooled_and_stand_one_by_one(tmp_path: Path) -> None:
     assert made["tga"]["suites"]["s"]["safety_gap"]["all"]["gap"]["n"] == 8
     assert "0.50 [0.22, 0.78] n=8 (0.25, 0.75)" in text
     assert "tga: seeds 0, 1; one: seeds 0" in text
+    assert [seed["dsr"] for seed in plain["n_by_seed"]] == [4, 4]
+    assert "undetermined |" not in text and "errors |" not in text and "†" not in text
     for twice in (f"a={folders[0]},{folders[0]}", f"a={folders[0]},{folders[0]}/../0"):
         with pytest.raises(UserError, match=r"a: .* of one model with one seed, whose items would"):
             pool(parse_columns([twice]))
