@@ -79,7 +79,7 @@ def test_what_is_sent(monkeypatch) -> None:
     assert [part["type"] for part in parts] == ["image_url", "text"]
     assert parts[0]["image_url"]["url"].startswith("data:image/png;base64,")
     told = chat_messages(Prompt("what ?", caption="a cat"))[-1]["content"]
-    assert [part["text"] for part in told] == ["a cat", "what ?"]
+    assert [part["text"] for part in told] == ["a cat\nwhat ?"]
 
 
 def test_length_and_filters_are_told_apart() -> None:

@@ -46,7 +46,10 @@ def run_diagnosis(
     from tgalign.report.diagnosis_verdict import headline, sentences
 
     found = _probes(probes, per_scene)
-    if clip is None and probes == LAB:
+    about = {"model": str(model), "weights": _weights(model)}
+    if clip is not None:
+        about["clip_weights"] = _weights(clip)
+    elif probes == LAB:
         from tgalign.lab.assets import ASSETS, CLIP
 
         clip = ASSETS / CLIP
@@ -58,7 +61,7 @@ def run_diagnosis(
         out,
         clip=None if clip is None else _clip(clip),
         progress=progress,
-        about={"model": str(model), "weights": _weights(model)},
+        about=about,
         **options,
     )
     said = "\n".join([f"{headline(result)}.", *sentences(result)])

@@ -194,6 +194,18 @@ def _free(model: Any) -> None:
         torch.cuda.empty_cache()
 
 
+def before(text: str, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The items of a turn with a text before them.
+
+    It stands on a line of its own in the first text, as many chat templates write texts that follow
+    one another without a blank between.
+    """
+    first, *rest = items
+    if first["type"] == "text":
+        return [first | {"text": f"{text}\n{first['text']}"}, *rest]
+    return [{"type": "text", "text": text}, *items]
+
+
 def render(processor: Any, prompt: Prompt) -> str:
     """The prompt's text through the checkpoint's own chat template, up to the answer."""
 
@@ -204,7 +216,7 @@ def render(processor: Any, prompt: Prompt) -> str:
     if prompt.picture is not None:
         items.insert(0, {"type": "image"})
     if prompt.caption is not None:
-        items.insert(0, words(prompt.caption))
+        items = before(as_words(processor.tokenizer, prompt.caption), items)
     talk: list[dict[str, Any]] = []
     for asked, answered in prompt.turns:
         talk.append({"role": "user", "content": [words(asked)]})

@@ -16,15 +16,13 @@ from tgalign.diagnose.probe import (
     probe_texts,
     refusal_probability,
 )
+from tgalign.diagnose.safety_layers import OPENING
 from tgalign.evaluate.generate import Prompt, answer
 from tgalign.lab.outcomes import Item, picture_item, text_item, totals
 from tgalign.lab.suite import QUESTION, LabSuite, PictureItem
 
 NUM_PROBES = 128
 """Toxic and benign pictures each whose states are compared with their captions'."""
-
-OPENING = 0.05
-"""Mean probability from which a token counts as one that refusals open with."""
 
 PICTURE_COUNTS = (
     "dsr", "over_refusal", "named", "undetermined", "held_out_dsr", "held_out_named",

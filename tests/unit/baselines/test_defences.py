@@ -311,7 +311,7 @@ def test_the_safety_prompt_stands_before_the_first_question(llava, processor, ca
         for content in ("what is this ?", [{"type": "image"}, {"type": "text", "text": "hm"}]):
             turn = [{"role": "user", "content": content}]
             asked.append(processor.apply_chat_template(turn, tokenize=False))
-    assert asked[0].startswith(f"<bos><user> {SAFETY_PROMPT} what is this ?")
+    assert asked[0].startswith(f"<bos><user> {SAFETY_PROMPT}\nwhat is this ?")
     assert asked[1].startswith(f"<bos><user> {SAFETY_PROMPT} <image> hm")
 
 
