@@ -45,6 +45,10 @@ def items(*questions: str, kind: str = "toxic") -> Suite:
     return Suite("s", tuple(Item(str(i), kind, q, "gun") for i, q in enumerate(questions)), "", "")
 
 
+def interrupt(prompt: Prompt) -> Said:
+    raise KeyboardInterrupt
+
+
 def run(host, suite: Suite, out: Path, condition: str = "plain", **rest):
     return run_requests(host, requests(suite, condition), out, progress=False, **rest)
 
@@ -192,6 +196,33 @@ def test_a_finished_run_asks_nothing_again(tmp_path: Path) -> None:
     write_items(tmp_path / ITEMS, older)
     assert run(again, suite, tmp_path) == first  # by the rules of today
     assert again.asked == []
+
+
+def test_what_ended_in_an_error_is_asked_again(tmp_path: Path) -> None:
+    suite = items("a", "b", "c")
+    down = Echo(lambda it: Said(None, error="server_error") if it.text == "b" else Said(it.text))
+    first = run(down, suite, tmp_path)
+    assert [row["verdict"] for row in first] == ["answered", None, "answered"]
+    path = tmp_path / ITEMS
+    with pytest.raises(KeyboardInterrupt):  # killed, the errors of before still stand
+        run(Echo(interrupt), suite, tmp_path)
+    assert list(read_items(path).values()) == first
+    back = Echo()
+    rows = run(back, suite, tmp_path)
+    assert [prompt.text for prompt in back.asked] == ["b"]
+    assert [row["answer"] for row in rows] == ["a", "b", "c"]
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == rows
+
+
+def test_a_picture_that_has_come_since_is_asked_about(tmp_path: Path) -> None:
+    path = tmp_path / "1.png"
+    suite = Suite("s", (Item("1", "toxic", "q", picture=path), *items("a").items), "", "")
+    rows = run(Echo(), suite, tmp_path / "out")
+    assert [row["error"] for row in rows if row["verdict"] is None] == ["missing_picture"]
+    Image.new("RGB", (8, 8)).save(path)
+    rows = run(Echo(), suite, tmp_path / "out")
+    assert [row["verdict"] for row in rows] == ["answered"] * 2
+    assert rows[0]["picture_sha256"]
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:

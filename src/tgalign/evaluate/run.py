@@ -75,11 +75,12 @@ class Host(Protocol):
 def run_requests(
     host: Host, requests: Sequence[Request], out: Path, *, chunk: int = 256, progress: bool = True
 ) -> list[dict[str, Any]]:
-    """Ask what is not yet answered in ``out`` and judge it.
+    """Ask what has no verdict yet in ``out`` and judge it.
 
     Each answer is appended to ``out/items.jsonl`` as it comes, so a kill loses at most the batch
-    under way; the same call goes on there. When all are done the file is put into the order of the
-    requests, and every answer has the verdict of the rules as they are now.
+    under way; the same call goes on there. Items that ended in an error are asked again: the server
+    may be back, or the picture there. When all are done the file holds one row per request, in
+    their order, and every answer has the verdict of the rules as they are now.
 
     Args:
         host: What answers.
@@ -102,7 +103,8 @@ def run_requests(
     done = read_items(path, partial=True)
     if path.is_file():  # without the half line that a kill may have left
         write_items(path, done.values())
-    left = [request for request in requests if request.id not in done]
+    judged = {name for name, row in done.items() if row["verdict"] is not None}
+    left = [request for request in requests if request.id not in judged]
     left.sort(key=lambda it: (it.picture is None and it.drawn is None, len(it.text), it.id))
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
