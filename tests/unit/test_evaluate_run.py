@@ -41,6 +41,17 @@ class Echo:
         return {"host": "server", "name": self.name, "decoding": {}}
 
 
+class Local(Echo):
+    """The same, described as a checkpoint here."""
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def describe(self):
+        return super().describe() | {"host": "local", "revision": "abc", "dtype": self.dtype}
+
+
 def items(*questions: str, kind: str = "toxic") -> Suite:
     return Suite("s", tuple(Item(str(i), kind, q, "gun") for i, q in enumerate(questions)), "", "")
 
@@ -254,6 +265,9 @@ def test_a_folder_of_another_run_is_not_mixed_up(tmp_path: Path) -> None:
         run(Echo(), items("b"), tmp_path)
     with pytest.raises(UserError, match=r"another evaluation \(model"):
         run(Echo(name="other"), items("a"), tmp_path)
+    run(Local("float32"), items("a"), tmp_path / "local")
+    with pytest.raises(UserError, match=r"\(model\.dtype: .* give the same checkpoint, --dtype"):
+        run(Local("bfloat16"), items("a"), tmp_path / "local")
     (tmp_path / "run.json").unlink()
     with pytest.raises(UserError, match="holds no evaluation: choose another"):
         run(Echo(), items("a"), tmp_path)
@@ -270,15 +284,22 @@ def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_is_of_all_that_is_asked() -> None:
+    def pictured(picture: object) -> Suite:
+        return Suite("s", (Item("0", "toxic", "a", "gun", picture),), "", "")
+
+    red, blue = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
     prints = {
         fingerprint(requests(suite, condition))
         for suite, condition in (
             (items("a"), "plain"), (items("b"), "plain"), (items("a", "b"), "plain"),
             (items("a"), "role_play"), (items("a"), "in_context"), (items("a"), "typographic"),
-            (items("a", kind="benign"), "plain"),
+            (items("a", kind="benign"), "plain"), (pictured(Path("a/1.png")), "plain"),
+            (pictured(Path("b/1.png")), "plain"), (pictured(red), "plain"),
+            (pictured(blue), "plain"), (pictured(red), "blank"),
         )
     }  # fmt: skip
-    assert len(prints) == 7
+    assert len(prints) == 12
+    assert fingerprint(requests(pictured(red.copy()), "plain")) in prints
     assert fingerprint(requests(items("a"), "plain")) in prints
 
 

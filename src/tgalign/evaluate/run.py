@@ -171,12 +171,22 @@ def read_items(
 
 
 def fingerprint(requests: Sequence[Request]) -> str:
-    """Hex digest over all that is asked: ids, texts, earlier turns, captions, names of pictures."""
+    """Hex digest over all that is asked: ids, texts, earlier turns, captions, pictures.
+
+    A picture in a file counts by its path, as one that was missing may come; one in memory, of
+    which many requests may show the same, by what it holds.
+    """
+    held = {id(it.picture): it.picture for it in requests}
+    names = {
+        key: None if it is None else str(it) if isinstance(it, Path) else picture_hash(it)
+        for key, it in held.items()
+    }
     digest = hashlib.sha256()
     for request in sorted(requests, key=lambda it: it.id):
         asked = (
             request.id, request.item.kind, request.item.scene, request.text, request.drawn,
             request.caption, request.turns, request.item.targets, request.error,
+            names[id(request.picture)],
         )  # fmt: skip
         digest.update(json.dumps(asked).encode())
     return digest.hexdigest()
@@ -240,7 +250,7 @@ def _lasting(host: dict[str, Any]) -> dict[str, Any]:
     """What a run may not change on the way; the rest of a host's description may be learnt late."""
     lasting = {key: host.get(key) for key in ("host", "name", "decoding", "chat_template_sha256")}
     if host["host"] == "local":
-        lasting["revision"] = host["revision"]
+        lasting |= {key: host[key] for key in ("revision", "dtype")}
     if host.get("defence"):
         lasting["defence"] = [host["defence"][key] for key in ("name", "calibration_sha256")]
     return lasting
@@ -266,8 +276,8 @@ def _check_same_run(out: Path, state: dict[str, Any]) -> None:
             said = listed_differences(its, ours) or "other questions"
             raise UserError(
                 f"{out} holds another evaluation ({said}): give the "
-                "same checkpoint, --defence, --suite, --condition, --limit and --seed, choose "
-                "another --out, or remove it"
+                "same checkpoint, --dtype, --defence, --suite, --condition, --limit and --seed, "
+                "choose another --out, or remove it"
             )
     else:
         check_place(out)
