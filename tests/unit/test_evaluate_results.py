@@ -110,6 +110,8 @@ def test_results_carry_what_they_rest_on() -> None:
     other = results([row("t0", "refused") | {"prompt": "another"}])
     assert len(found["prompts_sha256"]) == 64
     assert other["prompts_sha256"] != results([row("t0", "refused")])["prompts_sha256"]
+    turned = results([row("t0", "refused", turns_sha256="0")])
+    assert turned["prompts_sha256"] != results([row("t0", "refused")])["prompts_sha256"]
 
 
 def write(folder: Path, rows) -> Path:

@@ -75,6 +75,16 @@ def test_rows_hold_what_the_issue_of_an_item_is(tmp_path: Path) -> None:
     assert (row["verdict"], row["rule"], row["cut"]) == ("refused", "inability", False)
 
 
+def test_other_examples_before_a_question_show_in_its_row(tmp_path: Path) -> None:
+    def row(*turns: tuple[str, str]) -> dict:
+        suite = Suite("s", items("a").items, "", "", examples=turns)
+        return run(Echo(), suite, tmp_path / str(len(turns)), "in_context")[0]
+
+    one, two = row(("what ?", "a gun .")), row(("what ?", "a gun ."), ("where ?", "here ."))
+    assert one["turns_sha256"] != two["turns_sha256"]
+    assert "turns_sha256" not in run(Echo(), items("a"), tmp_path / "plain")[0]
+
+
 def test_rows_stand_in_the_order_of_the_requests(tmp_path: Path) -> None:
     rows = run(Echo(), items("long question", "q", "longer question still"), tmp_path, chunk=2)
     assert [row["answer"] for row in rows] == ["long question", "q", "longer question still"]

@@ -19,7 +19,14 @@ from tgalign.evaluate.generate import Prompt, Said
 from tgalign.evaluate.pictures import picture_hash
 from tgalign.evaluate.refusal import Verdict, judge
 from tgalign.evaluate.utility import score
-from tgalign.files import is_free, listed_differences, read_versioned, write_json, write_text
+from tgalign.files import (
+    data_sha256,
+    is_free,
+    listed_differences,
+    read_versioned,
+    write_json,
+    write_text,
+)
 
 ITEMS, STATE = "items.jsonl", "run.json"
 DIAGNOSIS = "diagnosis"
@@ -41,6 +48,7 @@ class _Row(BaseModel, strict=True):
     prompt: str
     picture: str | None
     picture_sha256: str | None
+    turns_sha256: str | None = None
     answer: str | None
     verdict: Literal["refused", "answered", "undetermined"] | None
     rule: str | None = None
@@ -224,6 +232,8 @@ def _row(request: Request, said: Said, picture: str | None) -> dict[str, Any]:
         "picture_sha256": picture,
         "answer": said.text,
     }
+    if request.turns:
+        row["turns_sha256"] = data_sha256(request.turns)
     if said.text is None:
         return row | {"verdict": None, "error": said.error, "detail": said.detail}
     verdict = judge(said.text, item.question)
