@@ -15,9 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tgalign.data.pictures import PictureError
 from tgalign.errors import UserError
 from tgalign.evaluate.conditions import Request, shown
-from tgalign.evaluate.generate import Prompt, Said
+from tgalign.evaluate.generate import Prompt, Said, verdict_on
 from tgalign.evaluate.pictures import picture_hash
-from tgalign.evaluate.refusal import Verdict, judge
 from tgalign.evaluate.utility import score
 from tgalign.files import (
     data_sha256,
@@ -236,9 +235,7 @@ def _row(request: Request, said: Said, picture: str | None) -> dict[str, Any]:
         row["turns_sha256"] = data_sha256(request.turns)
     if said.text is None:
         return row | {"verdict": None, "error": said.error, "detail": said.detail}
-    verdict = judge(said.text, item.question)
-    if said.detail in ("content_filter", "refusal_field"):
-        verdict = Verdict("refused", said.detail)
+    verdict = verdict_on(said, item.question)
     hits, targets = score(item, said.text)
     row |= {"verdict": verdict.label, "rule": verdict.rule, "cut": said.cut}
     return row | ({"hits": hits, "targets": targets} if targets else {})
