@@ -206,6 +206,13 @@ def test_a_malformed_threshold_is_named(text: str) -> None:
         parse_thresholds(text)
 
 
+@pytest.mark.parametrize("rate", ["over_refusal", "undetermined", "cut", "errors"])
+def test_at_least_is_no_bound_of_what_is_better_small(rate: str) -> None:
+    with pytest.raises(UserError, match=rf"{rate} is better small: give role_play.{rate}<=0\.05"):
+        parse_thresholds(f"dsr=0.9,role_play.{rate}=0.05")
+    assert parse_thresholds(f"{rate}>=0.05")
+
+
 def test_junit_says_what_failed(tmp_path: Path) -> None:
     found = results(table())
     outcomes = check(parse_thresholds("dsr=0.9,over_refusal<0.3"), found)
