@@ -80,6 +80,7 @@ def test_blank_shows_nothing() -> None:
     blank = only("blank", ITEM)
     assert blank.text == "What is it?"
     assert picture_hash(shown(blank)) != picture_hash(PICTURE)
+    assert only("blank", ITEM).picture is blank.picture
 
 
 @pytest.mark.parametrize("condition", ["caption", "blank"])

@@ -394,6 +394,13 @@ def test_another_image_text_model_is_asked_too(llm, vision, processor, tmp_path:
     assert dict(host.answer(prompts)) == together
 
 
+def test_the_weights_are_hashed_once(checkpoint, monkeypatch) -> None:
+    host, hashed = LocalModel(checkpoint), []
+    monkeypatch.setattr("tgalign.evaluate.local_host.sha256", lambda it: hashed.append(it) or "00")
+    assert host.describe() == host.describe()
+    assert len(hashed) == len(list(checkpoint.glob("*.safetensors")))
+
+
 OTHER = {
     "other suite": lambda items: items.replace("folder/", "another/"),
     "other question": lambda items: items.replace('"prompt": "', '"prompt": "Not so: '),

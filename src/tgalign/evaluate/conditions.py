@@ -14,6 +14,7 @@ and ``lab_icons`` hold them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,9 +153,15 @@ def _request(suite: Suite, condition: str, item: Item) -> Request:
         else:
             error = "no_caption"
     elif condition == "blank":
-        picture = blank_picture()
+        picture = _blank()
     name = f"{suite.name}/{condition}/{item.id}"
     return Request(name, suite.name, condition, item, text, picture, drawn, caption, turns, error)
+
+
+@functools.cache
+def _blank() -> Image:
+    """One for all items, of which a suite may have thousands."""
+    return blank_picture()
 
 
 def shown(request: Request) -> Image | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,17 @@ class LocalModel:
             max_new_tokens=self.max_new_tokens,
         )
 
+    @cached_property
+    def _revision(self) -> str:
+        return saved_weights_sha256(self.path)
+
     def describe(self) -> dict[str, Any]:
         """What answers depend on: weights, chat template, decoding, device, defence."""
         template = self.processor.chat_template or self.processor.tokenizer.chat_template
         return {
             "host": "local",
             "name": str(self.path),
-            "revision": saved_weights_sha256(self.path),
+            "revision": self._revision,
             "architecture": type(self.model).__name__,
             "chat_template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
             "chat_template": str(template),
