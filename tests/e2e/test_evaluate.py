@@ -93,10 +93,10 @@ def test_a_second_judge_and_the_judge_report(composed, checkpoint, tmp_path: Pat
         labelled = tmp_path / "t.csv"
         labelled.write_text("prompt,completion,label\nq,I cannot.,refused\n", encoding="utf-8")
         said = run("evaluate", "--judge-report", labelled, "--out", tmp_path / "report", *judge)
-    assert "t: rules agrees with human on 1.000" in said
-    assert "t: model judge judge (server), prompt" in said
+    assert f"{labelled}: rules agrees with human on 1.000" in said
+    assert f"{labelled}: model judge judge (server), prompt" in said
     report = json.loads((tmp_path / "report" / "judge-report.json").read_text(encoding="utf-8"))
-    assert report["model_judge"]["t"]["unparsed"] == 1
+    assert report["model_judge"][str(labelled)]["unparsed"] == 1
     assert "model agrees with rules" in run("evaluate", "--judge-report", out / "items.jsonl")
 
 

@@ -193,6 +193,8 @@ def test_a_model_judge_is_reported_with_its_prompt_and_failures(tmp_path: Path) 
     assert (said["n"], said["unparsed"], said["failed"]) == (4, 1, 1)
     assert said["prompt_sha256"] == PROMPT_SHA256
     assert said["served_as"] == "served"
-    agreement = next(it for it in judge_report([found])["t"] if it["judges"] == ["human", "model"])
+    agreement = next(
+        it for it in judge_report([found])[str(table)] if it["judges"] == ["human", "model"]
+    )
     assert agreement["confusion"]["answered"]["unparsed"] == 1
     assert agreement["accuracy_on_full_labels"]["rate"] == 0.5

@@ -194,8 +194,9 @@ def _judge_again(
     for row, label in zip(answered, labels, strict=True):
         row["model_verdict"] = label
     write_items(out / ITEMS, rows)
-    agreement = judge_report([read_labelled(out / ITEMS)])
-    return {"model": describe(judge, labels), "agreement": agreement["items"]}
+    labelled = read_labelled(out / ITEMS)
+    agreement = judge_report([labelled])[labelled.name]
+    return {"model": describe(judge, labels), "agreement": agreement}
 
 
 def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
