@@ -60,8 +60,8 @@ def interrupt(prompt: Prompt) -> Said:
     raise KeyboardInterrupt
 
 
-def run(host, suite: Suite, out: Path, condition: str = "plain", **rest):
-    return run_requests(host, requests(suite, condition), out, progress=False, **rest)
+def run(host, suite: Suite, out: Path, condition: str = "plain", chunk: int = 8):
+    return run_requests(host, requests(suite, condition), out, chunk=chunk, progress=False)
 
 
 def test_rows_hold_what_the_issue_of_an_item_is(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_same_rates_as_our_own_command(log, checkpoint, tmp_path) -> None:
     names = ("plain", "caption", "in_context")
     asked = [request for name in names for request in requests(suite, name)]
     host = LocalModel(checkpoint, batch_size=8, max_new_tokens=NEW)
-    rows = run_requests(host, asked, tmp_path, progress=False)
+    rows = run_requests(host, asked, tmp_path, chunk=8, progress=False)
     ours = {row["id"]: (row["answer"], row["verdict"]) for row in rows}
     theirs = {
         sample.id: (sample.output.completion, sample.scores["refusal"].value)

@@ -20,6 +20,8 @@ from tgalign.evaluate.statistics import (
 )
 
 Pair = tuple[Row, Row]
+SHOWN = 5
+"""Items that differ which ``parity`` names."""
 
 
 def read_evaluation(where: Path) -> dict[str, dict[str, Any]]:
@@ -164,12 +166,12 @@ def _refusals(pairs: Sequence[Pair]) -> dict[str, Any]:
     return paired_difference(both).as_dict() | {"p": mcnemar(both)}
 
 
-def parity(pairs: Sequence[Pair], unshared: int = 0, *, shown: int = 5) -> dict[str, Any]:
+def parity(pairs: Sequence[Pair], unshared: int = 0) -> dict[str, Any]:
     """Whether two hosts give the same answers to the same items.
 
     Returns:
         Shares of equal answers and of equal verdicts (an error equals only the same error), and the
-        first ``shown`` items that differ, and ``unshared``: how many only one host was asked.
+        first ``SHOWN`` items that differ, and ``unshared``: how many only one host was asked.
     """
 
     def same(key: Callable[[Row], Any]) -> dict[str, Any]:
@@ -184,7 +186,7 @@ def parity(pairs: Sequence[Pair], unshared: int = 0, *, shown: int = 5) -> dict[
         "same_verdict": same(lambda row: row["verdict"] or row["error"]),
         "differing": [
             {"id": one["id"], "one": _answer(one), "other": _answer(other)}
-            for one, other in differing[:shown]
+            for one, other in differing[:SHOWN]
         ],
     }
 

@@ -80,7 +80,7 @@ class Host(Protocol):
 
 
 def run_requests(
-    host: Host, requests: Sequence[Request], out: Path, *, chunk: int = 256, progress: bool = True
+    host: Host, requests: Sequence[Request], out: Path, *, chunk: int, progress: bool = True
 ) -> list[dict[str, Any]]:
     """Ask what has no verdict yet in ``out`` and judge it.
 
