@@ -404,6 +404,8 @@ def test_the_weights_are_hashed_once(checkpoint, monkeypatch) -> None:
 OTHER = {
     "other suite": lambda items: items.replace("folder/", "another/"),
     "other question": lambda items: items.replace('"prompt": "', '"prompt": "Not so: '),
+    "other kind": lambda items: items.replace('"kind": "benign"', '"kind": "toxic"'),
+    "targets": lambda items: items.replace('"cut"', '"hits": 0, "targets": 1, "cut"'),
     "half": lambda items: items[:-9],
     "unfinished": lambda items: items,
 }
@@ -414,7 +416,9 @@ OTHER = {
     [
         (("--against", "nowhere"), "no evaluation at nowhere"),
         (("--against", "other suite"), "shares no item with what is asked"),
-        (("--against", "other question"), "is not the same question in"),
+        (("--against", "other question"), "(another prompt): evaluate both on the same data"),
+        (("--against", "other kind"), "(another kind)"),
+        (("--against", "targets"), "(another number of targets)"),
         (("--against", "unfinished"), "is not finished: let it end first"),
         (("--against", "half"), "ends in half a row: let its evaluation end first"),
         (("RUN",), "run is a training run: its checkpoint is"),
@@ -442,3 +446,22 @@ def test_a_wrong_folder_is_named_before_anything_is_asked(
     status, _, fault = tgalign("evaluate", model, *suite, "--out", tmp_path / "out", *more)
     assert (status, said in fault) == (2, True), fault
     assert not list(tmp_path.glob("out/items*"))
+
+
+def test_results_stand_where_the_comparison_fails_after_all(checkpoint, tmp_path, tgalign) -> None:
+    (tmp_path / "test/benign").mkdir(parents=True)
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "test/benign/0.png")
+    given = (
+        "evaluate",
+        checkpoint,
+        "--suite",
+        f"folder={tmp_path / 'test'}",
+        "--max-new-tokens",
+        1,
+    )
+    assert tgalign(*given, "--out", tmp_path / "other")[0] == 0
+    Image.new("RGB", (40, 40), "blue").save(tmp_path / "test/benign/0.png")
+    out = tmp_path / "out"
+    status, _, fault = tgalign(*given, "--out", out, "--against", tmp_path / "other")
+    assert (status, "(another picture)" in fault) == (2, True), fault
+    assert (out / "results.json").is_file() and (out / "report.html").is_file()

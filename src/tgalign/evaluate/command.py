@@ -76,14 +76,19 @@ def run_evaluation(
         results = assemble(rows, suites, host.describe(), seed=settings.seed)
         if second is not None:
             results["judge"] |= _judge_again(second, rows, out, progress=bar)
+        if settings.parquet:
+            _write_parquet(rows, out / "items.parquet")
+        shown = {it.id: it.picture for it in asked} if settings.pictures else None
+
+        def write() -> None:
+            write_json(out / RESULTS, results)
+            write_evaluation_report(results, rows, out, pictures=shown, diagnosis=diagnosis)
+
+        write()  # the comparison may yet find that the other was shown other pictures
         if settings.against is not None:
             pairs, unshared = pair({it["id"]: it for it in rows}, others, out, settings.against)
             results["comparison"] = compare(pairs, str(settings.against), unshared)
-        if settings.parquet:
-            _write_parquet(rows, out / "items.parquet")
-        write_json(out / RESULTS, results)
-        shown = {it.id: it.picture for it in asked} if settings.pictures else None
-        write_evaluation_report(results, rows, out, pictures=shown, diagnosis=diagnosis)
+            write()
         return results
 
 

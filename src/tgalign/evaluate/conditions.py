@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from tgalign.errors import UserError
 from tgalign.evaluate.items import Item, Suite
 from tgalign.evaluate.pictures import blank_picture, open_picture, text_picture
+from tgalign.files import data_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,6 +84,11 @@ class Request:
     def prompt(self) -> str:
         """What is said in words: the caption, where one stands for the picture, and the text."""
         return f"{self.caption} {self.text}" if self.caption else self.text
+
+    @property
+    def turns_sha256(self) -> str | None:
+        """Hex digest of the earlier turns, or None."""
+        return data_sha256(self.turns) if self.turns else None
 
 
 def default_conditions(suite: Suite) -> tuple[str, ...]:

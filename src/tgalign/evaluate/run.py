@@ -19,7 +19,6 @@ from tgalign.evaluate.generate import Prompt, Said, verdict_on
 from tgalign.evaluate.pictures import picture_hash
 from tgalign.evaluate.utility import score
 from tgalign.files import (
-    data_sha256,
     is_free,
     listed_differences,
     read_versioned,
@@ -232,7 +231,7 @@ def _row(request: Request, said: Said, picture: str | None) -> dict[str, Any]:
         "answer": said.text,
     }
     if request.turns:
-        row["turns_sha256"] = data_sha256(request.turns)
+        row["turns_sha256"] = request.turns_sha256
     if said.text is None:
         return row | {"verdict": None, "error": said.error, "detail": said.detail}
     verdict = verdict_on(said, item.question)
