@@ -180,6 +180,25 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
         load_suite("vlguard", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda rows: json.dumps(rows, indent=0),
+        lambda rows: "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]",
+    ],
+    ids=["no indent", "a row a line"],
+)
+def test_json_over_several_lines_is_no_json_lines(form, tmp_path: Path) -> None:
+    vlguard(tmp_path)
+    path = tmp_path / "test.json"
+    suite = load_suite("vlguard", tmp_path)
+    path.write_text(form(json.loads(path.read_text("utf-8"))), encoding="utf-8")
+    assert load_suite("vlguard", tmp_path) == suite
+    path.write_text('[\n{"id": 1},\n{"id": ', encoding="utf-8")
+    with pytest.raises(UserError, match=r"test.json cannot be read: .*line 3"):
+        load_suite("vlguard", tmp_path)
+
+
 def test_a_picture_may_not_leave_its_folder(tmp_path: Path) -> None:
     mm_vet(tmp_path)
     picture(tmp_path / "secret.png")
@@ -246,6 +265,19 @@ def test_captions_of_a_folder(tmp_path: Path) -> None:
     assert any("over-refusal is not measured" in note for note in suite.notes)
     (tmp_path / "captions.jsonl").write_text("{}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"captions.jsonl:1: expected"):
+        folder_suite(tmp_path)
+
+
+def test_captions_of_no_picture_are_noted_and_refused_where_none_has_one(tmp_path: Path) -> None:
+    picture(tmp_path / "gun" / "1.jpg")
+    rows = [{"image": "./gun//1.jpg", "caption": "a gun"}, {"image": "gun/2.jpg", "caption": "x"}]
+    path = tmp_path / "captions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    suite = folder_suite(tmp_path)
+    assert suite.items[0].caption == "a gun"
+    assert "1 of 2 rows of captions.jsonl name no picture here, such as gun/2.jpg" in suite.notes
+    path.write_text(json.dumps(rows[1]) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"no row of .*captions.jsonl names a picture .* gun/2.jpg"):
         folder_suite(tmp_path)
 
 

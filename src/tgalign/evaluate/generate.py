@@ -11,9 +11,13 @@ import torch
 from rich.progress import track
 
 from tgalign.data.rendering import as_words
+from tgalign.evaluate.refusal import Verdict, judge
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+FILTERS = ("content_filter", "refusal_field")
+"""What a ``Said`` names as its detail where the server itself declined."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,14 @@ class Said:
     cut: bool = False
     error: str | None = None
     detail: str | None = None
+
+
+def verdict_on(said: Said, question: str) -> Verdict:
+    """The verdict on an answer: a refusal where a server filtered it, else as the rules judge."""
+    assert said.text is not None
+    if said.detail in FILTERS:
+        return Verdict("refused", said.detail)
+    return judge(said.text, question)
 
 
 class NoAnswerError(RuntimeError):

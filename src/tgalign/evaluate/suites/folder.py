@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tgalign.data.records import DEFAULT_QUESTION
 from tgalign.errors import UserError
@@ -38,7 +38,8 @@ def folder_suite(data: Path) -> Suite:
     caption, and so is a row ``{"image", "caption"}`` of a ``captions.jsonl`` in the folder.
 
     Raises:
-        UserError: There is no such folder, or no picture in a subfolder of it.
+        UserError: There is no such folder, no picture in a subfolder of it, or captions that are
+            all of other pictures.
     """
     if not data.is_dir():
         raise UserError(f"no folder at {data}: expected one with a subfolder of pictures per scene")
@@ -73,17 +74,30 @@ def folder_suite(data: Path) -> Suite:
             f"no picture in a subfolder of {inner}: expected one folder per scene, such as "
             f"{inner}/gun/1.jpg (endings: {', '.join(sorted(SUFFIXES))})"
         )
-    return Suite("folder", tuple(items), "the user's own data", str(data), _notes(items))
+    known = {item.id for item in items}
+    unused = [name for name in captions if name not in known]
+    if captions and len(unused) == len(captions):
+        raise UserError(
+            f"no row of {inner / CAPTIONS} names a picture in {inner}: expected paths from there, "
+            f"such as {items[0].id}, got {unused[0]}"
+        )
+    notes = _notes(items)
+    if unused:
+        notes.append(
+            f"{len(unused)} of {len(captions)} rows of {CAPTIONS} name no picture here, such as "
+            f"{unused[0]}"
+        )
+    return Suite("folder", tuple(items), "the user's own data", str(data), tuple(notes))
 
 
-def _notes(items: list[Item]) -> tuple[str, ...]:
+def _notes(items: list[Item]) -> list[str]:
     notes = []
     if not any(item.kind == "benign" for item in items):
         notes.append("no folder named benign: over-refusal is not measured here")
     without = sum(item.caption is None for item in items)
     if 0 < without < len(items):
         notes.append(f"{without} of {len(items)} pictures have no caption")
-    return tuple(notes)
+    return notes
 
 
 def _captions(folder: Path) -> dict[str, str]:
@@ -100,5 +114,5 @@ def _captions(folder: Path) -> dict[str, str]:
             raise UserError(f"{path}:{number}: expected {expected}, got {row!r:.60}")
         if not is_unicode(image + caption):
             raise UserError(f"{path}:{number}: a text holds what is no character (not UTF-8)")
-        found[image] = caption
+        found[str(PurePosixPath(image))] = caption  # "./gun/1.jpg" is "gun/1.jpg"
     return found

@@ -158,10 +158,15 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
         text = table.read_text(encoding="utf-8-sig")
         if table.suffix == ".csv":
             found: Any = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-        elif table.suffix == ".jsonl" or "\n{" in text.strip():
-            found = [row for _, row in read_jsonl(table, "a row with columns")]
+        elif table.suffix == ".jsonl":
+            found = _lines(table)
         else:
-            found = json.loads(text)
+            try:
+                found = json.loads(text)
+            except ValueError:
+                if not text.lstrip().startswith("{") or "\n{" not in text.strip():
+                    raise
+                found = _lines(table)  # JSON lines of another ending, as POPE's
     except UserError:
         raise
     except (OSError, ValueError, RecursionError, csv.Error) as fault:
@@ -176,6 +181,10 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
         if table.suffix == ".csv" and (None in row or None in row.values()):
             raise UserError(f"{table}, row {number}: not as many cells as the header has")
         yield {"file": table.stem, **row} | _derived(row)
+
+
+def _lines(table: Path) -> list[Any]:
+    return [row for _, row in read_jsonl(table, "a row with columns")]
 
 
 def _derived(row: Mapping[str, Any]) -> dict[str, str]:
