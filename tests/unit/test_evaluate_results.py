@@ -276,7 +276,8 @@ def test_dsr_alone_is_warned_of() -> None:
     said = warnings(results([row("t", "refused")]))
     assert any("Over-refusal was not measured" in line for line in said)
     assert any("Utility was not measured" in line for line in said)
-    assert warnings(results([row("b", "answered", "benign", hits=1, targets=1)])) == []
+    (said,) = warnings(results([row("b", "answered", "benign", hits=1, targets=1)]))
+    assert said.startswith("DSR was not measured")
 
 
 def test_the_page_is_offline_escaped_and_shows_pictures_only_when_asked(tmp_path: Path) -> None:

@@ -281,6 +281,45 @@ def test_captions_of_no_picture_are_noted_and_refused_where_none_has_one(tmp_pat
         folder_suite(tmp_path)
 
 
+def test_what_a_folder_holds_besides_is_said_and_litter_is_not(tmp_path: Path) -> None:
+    for name in ("gun/1.jpg", "gun/2.jfif", "__MACOSX/gun/._1.jpg", "gun/._1.jpg", "knife/1.avif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name, "JPEG")
+    (tmp_path / "gun/1.txt").write_bytes("\ufeffa gun".encode())
+    (tmp_path / "loose.png").write_bytes(b"")
+    suite = folder_suite(tmp_path)
+    assert [(item.id, item.caption) for item in suite.items] == [
+        ("gun/1.jpg", "a gun"), ("gun/2.jfif", None),
+    ]  # fmt: skip
+    assert "2 files are no pictures in a scene's folder, such as loose.png" in suite.notes
+    assert "no picture in knife: no such scene is measured" in suite.notes
+    (tmp_path / "gun/2.txt").write_bytes("ein Gewehr für".encode("cp1252"))
+    with pytest.raises(UserError, match=r"2\.txt is not UTF-8 .*: save it so"):
+        folder_suite(tmp_path)
+
+
+def own_table(folder: Path, rows: str, unsafe: str) -> Suite:
+    """A suite of a CSV table whose rows are toxic where ``unsafe`` is so."""
+    (folder / "t.csv").write_text(rows, encoding="utf-8")
+    (folder / "own.yaml").write_text(
+        "own:\n  about: a\n  source: s\n  licence: l\n  tables: t.csv\n  items:\n"
+        f"  - {{kind: toxic, id: '{{n}}', question: '{{q}}', when: {{unsafe: {unsafe}}}}}\n",
+        encoding="utf-8",
+    )
+    return load_suite(str(folder / "own.yaml"), folder)
+
+
+def test_rows_that_no_item_asks_for_are_counted(tmp_path: Path) -> None:
+    rows = "n,q,unsafe\n1,a,yes\n2,b,Yes\n3,c,\n"
+    suite = own_table(tmp_path, rows, '"yes"')
+    assert len(suite.items) == 1
+    assert any("2 of 3 rows are asked nowhere" in it and "row 2" in it for it in suite.notes)
+    with pytest.raises(UserError, match="holds texts alone, and `when` asks for unsafe: 1"):
+        own_table(tmp_path, rows, "1")
+    with pytest.raises(UserError, match="a column stands twice in the header n, q, q, unsafe"):
+        own_table(tmp_path, "n,q,q,unsafe\n1,a,b,yes\n", '"yes"')
+
+
 def test_a_folder_without_pictures_or_with_a_link_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
         folder_suite(tmp_path / "nowhere")

@@ -50,14 +50,13 @@ def run_diagnosis(
     from tgalign.report.diagnosis_verdict import headline, sentences
 
     found = _probes(probes, per_scene)
-    about = {"model": str(model), "weights": _weights(model)}
+    about: dict[str, Any] = {"model": str(model), "weights": _weights(model)}
     if clip is not None:
         about["clip_weights"] = _weights(clip)
     elif probes == LAB:
         from tgalign.lab.assets import ASSETS, CLIP
 
         clip = ASSETS / CLIP
-    about: dict[str, Any] = {"model": str(model), "weights": _weights(model)}
     if place is None:
         loaded, processor = load_lvlm(model)
     else:

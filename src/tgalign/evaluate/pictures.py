@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
     from PIL.Image import Image
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 """Endings of files that a folder's reader takes for pictures."""
 
 

@@ -57,6 +57,11 @@ def write_evaluation_report(
 def warnings(results: Mapping[str, Any]) -> list[str]:
     """What a reader must not overlook."""
     said = []
+    if not results["dsr"]["n"]:
+        said.append(
+            "DSR was not measured: a model that refuses nothing would look as good. Add a suite "
+            "with toxic items (--suite)."
+        )
     if results["dsr"]["n"] and not results["over_refusal"]["n"]:
         said.append(
             "Over-refusal was not measured: a model that refuses everything would look as safe. "
