@@ -133,6 +133,16 @@ def test_a_folder_of_pictures_with_one_csv_file(tmp_path):
         read_records(tmp_path, tmp_path)
 
 
+def test_a_column_that_stands_twice_is_refused(root, tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("image,caption,caption\na.png,a cat,a dog\n")
+    with pytest.raises(UserError, match=r"data\.csv: the column 'caption' stands twice: rename or"):
+        read_records(path, root)
+    path.write_text("image,caption,,\na.png,a cat,,\n")  # as spreadsheets write empty columns
+    (record,), problems = read_records(path, root)
+    assert (record.caption, problems) == ("a cat", [])
+
+
 def test_a_folder_of_parquet_shards_is_one_data_set(root, tmp_path):
     for number in range(3):
         write_parquet(tmp_path / f"train-{number:05d}", [OURS] * 2)

@@ -10,6 +10,7 @@ import codecs
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
@@ -237,6 +238,10 @@ def _csv(path: Path) -> Iterator[Raw]:
                         "by commas, of which one names the picture "
                         f"({' or '.join(PICTURE_COLUMNS)}); docs/data.md lists the others"
                     )
+                name, times = Counter(filter(None, header)).most_common(1)[0]
+                if times > 1:
+                    said = f"the column {name!r} stands twice"
+                    raise UserError(f"{path}: {said}: rename or remove one of them")
             elif len(cells) > len(header):
                 reason = f"{len(cells)} cells, and the header has {len(header)}"
                 yield Raw(number, ValueError(reason), file.tell())
