@@ -351,6 +351,14 @@ def test_any_table_is_rows_and_problems(cells, tmp_path_factory, root):
         assert record.image == root / "a.png" or record.image is None
 
 
+def test_a_byte_order_mark_is_passed_over_in_every_file(root, tmp_path):
+    for write in (write_jsonl, write_json, write_csv):
+        path = write(tmp_path / "data", [{"image": "a.png", "caption": "a cat"}])
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        (record,), problems = read_records(path, root)
+        assert (record.caption, problems) == ("a cat", []), path.name
+
+
 def test_a_bar_gives_the_same_rows_and_ends_at_the_total(root, tmp_path, capsys):
     path = write_jsonl(tmp_path / "data", [OURS] * 5)
     plain = list(open_source(path).rows)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tgalign.data.shapes import PICTURE_COLUMNS
 from tgalign.errors import UserError
-from tgalign.files import RepeatedKeyError, unique_keys
+from tgalign.files import RepeatedKeyError, numbered, unique_keys
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -156,7 +156,7 @@ def _is_one_object(path: Path) -> bool:
     if path.stat().st_size > MAX_ROW:
         return False
     with path.open("rb") as file:
-        if _is_json(next(filter(bytes.strip, file))):
+        if _is_json(next(line for _, line in numbered(file) if line.strip())):
             return False
     return _is_json(path.read_bytes())
 
@@ -170,12 +170,10 @@ def _is_json(content: bytes) -> bool:
 
 
 def _lines(path: Path) -> Iterator[Raw]:
-    done = 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            done += len(line)
+    with path.open("rb") as file:
+        for number, line in numbered(file):
             if line.strip():
-                yield Raw(number, line, done)
+                yield Raw(number, line, file.tell())
 
 
 def _array(path: Path) -> Iterator[Raw]:

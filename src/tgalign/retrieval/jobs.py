@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +67,15 @@ def run_shards(
         console=Console(stderr=True),
     ):
         pass
+
+
+def offsets_of(file: Path, shard_lines: int) -> tuple[int, ...]:
+    """The bytes at which shards of the lines of a file start, and where it ends."""
+    offsets = [0]
+    with file.open("rb") as lines:
+        while read := sum(map(len, islice(lines, shard_lines))):
+            offsets.append(offsets[-1] + read)
+    return tuple(offsets)
 
 
 def work_folder(work: Path, settings: dict[str, Any]) -> None:
