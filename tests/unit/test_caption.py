@@ -313,8 +313,20 @@ def test_what_is_done_is_not_done_again(folder, checkpoint, tmp_path, monkeypatc
         run(folder, checkpoint, out)
     with pytest.raises(UserError, match=r'was begun with .*"prompt": null.*"prompt": "Why\?"'):
         run(folder, checkpoint, out, prompt="Why?")
+    with pytest.raises(UserError, match=r'begun with .*"dtype": "auto".*"dtype": "bfloat16"'):
+        run(folder, checkpoint, out, dtype="bfloat16")
     assert run(folder, checkpoint, out).captioned == 9
     assert asked == [4, 4, 1, 1]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "5", '{"a.png": 5}'])
+def test_damaged_progress_is_named(line, folder, checkpoint, tmp_path):
+    settings = {"model": str(checkpoint), "prompt": None, "max_new_tokens": NEW, "dtype": "auto"}
+    progress = tmp_path / "out.jsonl.progress"
+    progress.write_text(f"{json.dumps(settings)}\n{line}\n")
+    with pytest.raises(UserError, match=r"out\.jsonl\.progress is damaged .*: remove it to begin"):
+        run(folder, checkpoint, tmp_path / "out.jsonl")
+    assert progress.read_text().endswith(f"{line}\n")
 
 
 def test_misuse_is_named(folder, checkpoint, tmp_path, tgalign):
