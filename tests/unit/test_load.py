@@ -362,5 +362,9 @@ def test_a_run_killed_in_the_gate_goes_on_with_a_folder_for_texts_in_its_own(
 
 
 def test_the_folder_for_texts_is_not_the_run_s(config, rows, tmp_path):
-    with pytest.raises(ValidationError, match="cache_text is out: name another folder"):
-        config(rows.path, "run", cache_text=str(tmp_path / "elsewhere/../run"))
+    unpacked = f"{UNPACKED} in out"
+    for folder, said in (("", "out"), ("checkpoint", "checkpoint in out"), ("one", "one in out"),
+                         (f"{UNPACKED}/a", unpacked)):  # fmt: skip
+        with pytest.raises(ValidationError, match=f"cache_text is {said}: name another folder"):
+            config(rows.path, "run", cache_text=str(tmp_path / "elsewhere/../run" / folder))
+    config(rows.path, "run", cache_text=str(tmp_path / "run/texts"))
