@@ -160,18 +160,6 @@ def read_versioned(path: Path, version: int, what: str) -> dict[str, Any]:
     return dict(found)
 
 
-def make_parent(path: Path) -> None:
-    """Make the folder that a file or folder will lie in, before any work for it is done.
-
-    Raises:
-        UserError: It cannot be made.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise UserError(f"cannot write to {path}: {fault}") from None
-
-
 def named(path: Path) -> Path:
     """A path beside which something can be written: one without a name, such as ``.``, is resolved.
 
