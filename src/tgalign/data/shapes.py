@@ -65,8 +65,6 @@ def as_ours(row: Any, *, table: bool) -> dict[str, Any]:
             raise ValueError(f"the key {key!r} looks like {meant!r}: rename or remove it")
     made["caption"] = _cell(row, "caption", "image_caption", *(["text"] if table else []))
     made["retrieved"] = _cell(row, "retrieved", "retrieved_caption")
-    if isinstance(made["retrieved"], str):
-        made["retrieved"] = [{"text": made["retrieved"]}]
     if made["image"] is not None and _is_blank(made["messages"]):
         made["messages"] = [{"role": "user", "content": DEFAULT_QUESTION}, *made["messages"][1:]]
     return made
