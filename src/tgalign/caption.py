@@ -23,6 +23,7 @@ from tgalign.errors import UserError
 from tgalign.evaluate.refusal import judge, normalise
 from tgalign.files import blamed_on, named, write_text
 from tgalign.locks import sole_writer
+from tgalign.terminal import bar_on_stderr
 
 _OWN_VOICE = re.compile(
     r"(?:i|we|my|our|sorry|unfortunately|apolog\w+|as an? (?:ai|language)|this (?:request|goes)"
@@ -165,10 +166,7 @@ def _captions(
     batches: list[list[Path]], captioner: Any, spoke: bool, progress_bar: bool
 ) -> Iterator[tuple[dict[str, str], dict[Path, str]]]:
     """Of each batch, captions by path and why pictures have none; ``spoke``: whether any has."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=not progress_bar) as bar:
+    with bar_on_stderr(progress_bar) as bar:
         mute = 0
         task = bar.add_task("captions", total=sum(len(batch) for batch in batches))
         for batch in filter(None, batches):

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from tgalign.files import (
     write_json,
 )
 from tgalign.locks import LOCK
+from tgalign.terminal import tracked
 
 # Shape legend: N texts, L layers, D channels, X bytes of a key.
 
@@ -107,7 +107,7 @@ class TextStore:
                 files = self._manifest["files"].items()
                 size = sum(about["bytes"] for _, about in files)
                 title = f"checking {_size(size)} of kept states"
-                for file, about in track(files, description=title, disable=not progress_bar):
+                for file, about in tracked(files, title, shown=progress_bar):
                     self._check(file, about)
                     self._add_to_index(file)
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from rich.console import Console
-from rich.progress import Progress
 
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import Problem, Record, listed, read
@@ -20,6 +18,7 @@ from tgalign.data.sources import open_source, with_bar
 from tgalign.data.spool import Lazy, spool_encoded, spool_records
 from tgalign.errors import UserError
 from tgalign.files import INCOMPLETE, blamed_on, read_json, write_json
+from tgalign.terminal import bar_on_stderr
 
 SKIPPED = "skipped.json"
 UNPACKED = f"images{INCOMPLETE}"
@@ -226,7 +225,7 @@ class TrainingData:
 
     def _shown(self, records: Iterable[Record], title: str) -> Iterator[Record]:
         """Some of the records, with a bar if one is wanted."""
-        with Progress(console=Console(stderr=True), disable=not self._progress_bar) as bar:
+        with bar_on_stderr(self._progress_bar) as bar:
             task = bar.add_task(title, total=len(self.records))
             for record in records:
                 yield record

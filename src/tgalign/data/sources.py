@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tgalign.data.shapes import PICTURE_COLUMNS
 from tgalign.errors import UserError
 from tgalign.files import RepeatedKeyError, numbered, unique_keys
+from tgalign.terminal import bar_on_stderr
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -114,10 +115,7 @@ def with_bar(source: Source, title: str | None) -> Source:
         return source
 
     def rows() -> Iterator[Raw]:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True)) as bar:
+        with bar_on_stderr(True) as bar:
             task = bar.add_task(title, total=source.total)
             for raw in source.rows:
                 bar.update(task, completed=raw.done)

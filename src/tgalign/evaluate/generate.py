@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import track
 
 from tgalign.data.rendering import as_words
+from tgalign.terminal import tracked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,7 +94,7 @@ def answer(
     said = answer_each(
         model, processor, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens
     )
-    bar = track(said, description=title or "", total=len(prompts), disable=title is None)
+    bar = tracked(said, title or "", shown=title is not None, total=len(prompts))
     for index, given in bar:
         if given.text is None:
             raise NoAnswerError(index, given)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from tgalign.errors import UserError
 from tgalign.evaluate.conditions import Request, shown
@@ -19,6 +19,7 @@ from tgalign.evaluate.pictures import PictureError, picture_hash
 from tgalign.evaluate.refusal import Verdict, judge
 from tgalign.evaluate.utility import score
 from tgalign.files import is_free, listed_differences, read_versioned, write_json, write_text
+from tgalign.terminal import bar_on_stderr
 
 ITEMS, STATE = "items.jsonl", "run.json"
 DIAGNOSIS = "diagnosis"
@@ -106,7 +107,7 @@ def run_requests(
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with path.open("a", encoding="utf-8") as file, Progress(*columns, disable=not progress) as bar:
+    with path.open("a", encoding="utf-8") as file, bar_on_stderr(progress, *columns) as bar:
         task = bar.add_task("answers", total=len(requests), completed=len(requests) - len(left))
         for start in range(0, len(left), chunk):
             for row in _ask(host, left[start : start + chunk]):

@@ -15,11 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.progress import track
-
 from tgalign.errors import UserError
 from tgalign.files import read_json, write_json
+from tgalign.terminal import tracked
 
 Engine = Literal["local", "ray"]
 Worker = Callable[[int], None]
@@ -59,13 +57,7 @@ def run_shards(
     if not shards:
         return
     done = _on_ray(make_worker, shards, workers) if engine == "ray" else _here(make_worker, shards)
-    for _ in track(
-        done,
-        total=len(shards),
-        description=title,
-        disable=not progress_bar,
-        console=Console(stderr=True),
-    ):
+    for _ in tracked(done, title, shown=progress_bar, total=len(shards)):
         pass
 
 
