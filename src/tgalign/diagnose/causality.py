@@ -11,8 +11,6 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args
 
-from rich.progress import Progress
-
 from tgalign.diagnose.anatomy import Touch, touching
 from tgalign.diagnose.patching import Donors, Mode, donors, replacing, shoving
 from tgalign.diagnose.probe import generate
@@ -22,6 +20,7 @@ from tgalign.diagnose.reading import Reading, Subject
 from tgalign.evaluate.refusal import Label
 from tgalign.evaluate.statistics import wilson
 from tgalign.files import digest
+from tgalign.terminal import bar_on_stderr
 
 SOURCES = ("own", "random", "benign")
 """Whose states are put in: the probe's own on the other side; those of any other probe, drawn at
@@ -79,7 +78,7 @@ def patch(
         for side, ids in (("image", open_ids), ("text", shut_ids))
         for start in range(0, len(ids), size)
     ]
-    with Progress(disable=not subject.progress) as bar:
+    with bar_on_stderr(subject.progress) as bar:
         task = bar.add_task("patching", total=len(batches) * len(layers))
         for number, (side, ids) in enumerate(batches):
 

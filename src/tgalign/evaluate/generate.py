@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import track
 
 from tgalign.data.rendering import as_words
 from tgalign.evaluate.refusal import Verdict, judge
+from tgalign.terminal import tracked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,7 +106,7 @@ def answer(
     said = answer_each(
         model, processor, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens
     )
-    bar = track(said, description=title or "", total=len(prompts), disable=title is None)
+    bar = tracked(said, title or "", shown=title is not None, total=len(prompts))
     for index, given in bar:
         if given.text is None:
             raise NoAnswerError(index, given)
@@ -121,7 +121,7 @@ def answer_each(
     *,
     batch_size: int,
     max_new_tokens: int,
-) -> Iterator[tuple[int, Said]]:
+) -> Generator[tuple[int, Said], None, int]:
     """The same, one answer after the other as batches are done, faults included.
 
     Where memory runs out, the batch and all that follow are halved; a prompt that does not fit
@@ -130,6 +130,9 @@ def answer_each(
 
     Yields:
         Index of the prompt and what was said, short prompts first.
+
+    Returns:
+        The batch size that memory was enough for.
     """
     texts = [render(processor, prompt) for prompt in prompts]
     # Pictures and plain texts cannot share a batch; within each kind, short goes with short.
@@ -145,7 +148,7 @@ def answer_each(
                 model, processor, [texts[i] for i in batch], [prompts[i].picture for i in batch],
                 max_new_tokens,
             )  # fmt: skip
-        except (RuntimeError, MemoryError, ValueError, TypeError, IndexError) as fault:
+        except Exception as fault:  # models and processors fail on odd pictures in any way
             memory = _out_of_memory(fault)
             detail = f"{type(fault).__name__}: {fault}"[:300]
             del fault  # its traceback holds the batch's tensors
@@ -156,11 +159,12 @@ def answer_each(
                 _free(model)
                 size = min(size, len(batch)) // 2
                 rest = batch + [i for later in pending for i in later]
-                pending = list(_batches(rest, prompts, max(size, 1)))
+                pending = list(_batches(rest, prompts, size))
             else:
                 pending = [[i] for i in batch] + pending
             continue
         yield from zip(batch, said, strict=True)
+    return size
 
 
 @torch.no_grad()

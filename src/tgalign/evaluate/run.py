@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from tgalign.data.pictures import PictureError
 from tgalign.errors import UserError
@@ -25,6 +25,7 @@ from tgalign.files import (
     write_json,
     write_text,
 )
+from tgalign.terminal import bar_on_stderr
 
 ITEMS, STATE = "items.jsonl", "run.json"
 DIAGNOSIS = "diagnosis"
@@ -115,7 +116,7 @@ def run_requests(
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with path.open("a", encoding="utf-8") as file, Progress(*columns, disable=not progress) as bar:
+    with path.open("a", encoding="utf-8") as file, bar_on_stderr(progress, *columns) as bar:
         task = bar.add_task("answers", total=len(requests), completed=len(requests) - len(left))
         for start in range(0, len(left), chunk):
             for row in _ask(host, left[start : start + chunk]):
