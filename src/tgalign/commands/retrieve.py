@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from tgalign.commands.honoured import refuse
+
 retrieve = typer.Typer(no_args_is_help=True, help="Retrieved texts R: index, query, attach.")
 
 _Encoder = Annotated[
@@ -32,6 +34,7 @@ def register(app: typer.Typer) -> None:
     "--encoder siglip --backend faiss`"
 )
 def build(
+    context: typer.Context,
     corpus: Annotated[
         Path,
         typer.Argument(
@@ -74,6 +77,8 @@ def build(
     from tgalign.retrieval.build import build_index
     from tgalign.terminal import quiet_libraries
 
+    if engine != "ray":
+        refuse(context, "build without --engine ray", ("workers",), "give --engine ray too")
     quiet_libraries()
     index = build_index(
         corpus,
@@ -142,6 +147,7 @@ def query(
     "--floor 0.2 --engine ray --workers 8`"
 )
 def attach(
+    context: typer.Context,
     records: Annotated[Path, typer.Argument(help="Records, JSONL, with image and caption.")],
     index: Annotated[Path, typer.Option(help="Folder of the index.")],
     out: Annotated[Path, typer.Option(help="Where to, JSONL; OUT.report.json goes beside it.")],
@@ -181,6 +187,10 @@ def attach(
     from tgalign.retrieval.tally import summary
     from tgalign.terminal import quiet_libraries
 
+    if engine != "ray":
+        refuse(context, "attach without --engine ray", ("workers",), "give --engine ray too")
+    if not random and not shuffled:
+        refuse(context, "attach without --random or --shuffled", ("seed",), "give one of them too")
     quiet_libraries()
     said = run(
         records,

@@ -1,7 +1,8 @@
 """``tgalign retrieve attach``: give every record with a picture its retrieved texts, by shards.
 
 Rows keep all that they have; ``retrieved`` is replaced. A row that is no record, or whose picture
-cannot be read, would be refused by training: it is left out, counted and named.
+the encoder cannot read, would be refused by training: it is left out, counted and named. A text
+encoder goes by captions: then no picture is opened, and training names those that are unreadable.
 """
 
 from __future__ import annotations
@@ -21,12 +22,21 @@ from torch import Tensor
 from tgalign.data.pictures import read_picture
 from tgalign.data.records import Record, parse_record
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, file_at_once, named, read_json, sha256, write_json, write_text
+from tgalign.files import (
+    INCOMPLETE,
+    file_at_once,
+    named,
+    numbered,
+    read_json,
+    sha256,
+    write_json,
+    write_text,
+)
 from tgalign.locks import sole_writer
 from tgalign.retrieval.approximate import recall_at
 from tgalign.retrieval.embed import Embedder
 from tgalign.retrieval.index import Index
-from tgalign.retrieval.jobs import Engine, Worker, run_shards, work_folder
+from tgalign.retrieval.jobs import Engine, Worker, offsets_of, run_shards, work_folder
 from tgalign.retrieval.manifest import MANIFEST
 from tgalign.retrieval.nearest import Found, Rules, nearest, shuffle
 from tgalign.retrieval.tally import Tally
@@ -141,7 +151,7 @@ def attach(
             rules=rules,
             shuffled=shuffled,
             work=work.resolve(),
-            offsets=_offsets(records, shard_rows),
+            offsets=offsets_of(records, shard_rows),
         )
         shards = range(len(job.offsets) - 1)
         run_shards(
@@ -153,17 +163,6 @@ def attach(
             progress_bar=progress_bar,
         )
         return _gather(job, out, report, settings)
-
-
-def _offsets(records: Path, shard_rows: int) -> tuple[int, ...]:
-    """The bytes at which shards start, and the end of the file."""
-    offsets = [0]
-    with records.open("rb") as lines:
-        while read := sum(map(len, islice(lines, shard_rows))):
-            offsets.append(offsets[-1] + read)
-    if len(offsets) == 1:
-        raise UserError(f"{records} holds no record: expected one JSON object a line")
-    return tuple(offsets)
 
 
 def _rows_path(work: Path, shard: int) -> Path:
@@ -183,8 +182,7 @@ def _attacher(job: Job, shard_rows: int) -> Worker:
         rows = _Rows(job, embedder)
         with job.records.open("rb") as file:
             file.seek(job.offsets[shard])
-            lines = islice(file, shard_rows)
-            for number, line in enumerate(lines, start=shard * shard_rows + 1):
+            for number, line in numbered(islice(file, shard_rows), shard * shard_rows + 1):
                 if line.strip():
                     rows.read(line, number)
         rows.retrieve(index, shard)
@@ -209,11 +207,10 @@ class _Rows:
         self._pictures: list[Any] = []
 
     def read(self, line: bytes, number: int) -> None:
-        """Read a line and, if it has one, its picture."""
+        """Read a line and, where the encoder sees pictures, its picture."""
         self.tally.rows += 1
         try:
             record = parse_record(line, number, self.job.image_root)
-            (record.caption or "").encode()  # half a character, which JSON may hold, is a fault
             if record.image is not None and self.embedder.identity.kind == "image-text":
                 self._pictures.append(read_picture(record.image))
         except ValueError as fault:

@@ -217,6 +217,14 @@ def test_faulty_rows_are_left_out_counted_and_named(run, records, tmp_path):
     assert json.loads((tmp_path / "out.jsonl.report.json").read_text()) == said
 
 
+def test_a_byte_order_mark_costs_no_row(run, records, built):
+    rows, _ = run()
+    marked = records.with_name("marked.jsonl")
+    marked.write_bytes(b"\xef\xbb\xbf" + records.read_bytes())
+    found, said = run(records=marked, name="marked")
+    assert (found, said["left_out"]) == (rows, 0)
+
+
 def test_an_interrupted_call_goes_on_after_its_last_shard(run, records, tmp_path, monkeypatch):
     whole, said = run(name="whole")
     written = []
