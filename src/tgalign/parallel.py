@@ -137,6 +137,15 @@ def trained_weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]
     return whole
 
 
+def all_finite(model: nn.Module) -> bool:
+    """Whether no weight is NaN or infinite, in any process; every process must ask."""
+    from torch.distributed.tensor import DTensor
+
+    values = (weight.detach() for weight in model.parameters())
+    mine = (value.to_local() if isinstance(value, DTensor) else value for value in values)
+    return all(gather_object([all(bool(value.isfinite().all()) for value in mine)]))
+
+
 def over_processes(
     sums: dict[str, Tensor], counts: dict[str, int]
 ) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -24,7 +24,8 @@ from tgalign.data.records import Problem, Record, read_records, require_all_good
 from tgalign.data.sources import image_root_of
 from tgalign.errors import UserError
 from tgalign.execution import compile_layers, half_products, packs, set_up
-from tgalign.parallel import connect, sole_writer_of_all
+from tgalign.metrics import REMEDY
+from tgalign.parallel import all_finite, connect, sole_writer_of_all
 from tgalign.pooling import parse_layers
 from tgalign.run_folder import claim_run, text_folder, write_config
 from tgalign.stage import train_stage
@@ -174,6 +175,8 @@ def _train_stages(
                 return False
             if "llm" in stage.train:
                 states.clear()  # another LLM gives other states
+    if not all_finite(model):  # finite adapters may have an infinite product
+        raise UserError(f"the trained weights are NaN or infinite. {REMEDY}")
     if processes.is_main_process:
         save_checkpoint(model, processor, checkpoint)
     processes.wait_for_everyone()
