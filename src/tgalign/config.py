@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tgalign.data.encode import GuideSpan
 from tgalign.diagnose.diagnosed_layers import DIAGNOSED, diagnosed_layers
 from tgalign.errors import UserError
+from tgalign.limits import MAX_LENGTH, MAX_SEED
 from tgalign.objective import Form, Pair, Similarity
 
 
@@ -202,8 +203,8 @@ class TrainConfig(_Strict):
     image_root: Path | None = None
     max_bad_share: float = Field(0.01, ge=0, le=1)
     out: Path
-    seed: int = Field(0, ge=0)
-    max_length: int = Field(2048, gt=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    max_length: int = Field(2048, gt=0, le=MAX_LENGTH)
     precision: Literal["fp32", "bf16"] = "fp32"
     frozen_weights: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"

@@ -12,6 +12,7 @@ import typer
 from tgalign.commands.honoured import refuse, refuse_others
 from tgalign.errors import UserError
 from tgalign.evaluate.settings import Settings
+from tgalign.limits import MAX_SEED
 
 Suites = Annotated[
     list[str] | None,
@@ -32,7 +33,9 @@ Conditions = Annotated[
 ]
 OUT = typer.Option(help="Folder for items.jsonl, results.json, report.html.")
 Limit = Annotated[int | None, typer.Option(min=1, help="Items per scene, for a quick look.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the lab's pictures and of --limit.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=MAX_SEED, help="Of the lab's pictures and of --limit.")
+]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Prompts at a time; halved when memory runs out.")
 ]
