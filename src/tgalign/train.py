@@ -113,12 +113,12 @@ def _train_stages(
     model, processor = load_llava(config.model, dtype="auto" if stored else "float32")
     # Everything that a later stage would refuse is said before the first, which may take days.
     set_up(model, config)
-    _check_model(model, config)
+    check_model(model, config)
     encoder = _encoder(model, processor, config)
     if config.text_gate:
         data.leave_out_unaskable(encoder)
     records = data.records
-    probes = _probe_rows(model, processor, config)
+    probes = probe_rows(model, processor, config)
     corpus = Corpus.load(config.synthetic, records, model, encoder) if config.synthetic else None
     if torch.accelerator.is_available():
         moved: Any = model
@@ -195,7 +195,7 @@ def _warn_of_gaps(config: TrainConfig, data: TrainingData) -> None:
         logger.warning("the llm is trained and no row is text alone: safety in words may be lost")
 
 
-def _check_model(model: Any, config: TrainConfig) -> None:
+def check_model(model: Any, config: TrainConfig) -> None:
     """Check what can be checked of the config without any row.
 
     Raises:
@@ -236,8 +236,12 @@ def _stage_rows(
     return rows
 
 
-def _probe_rows(model: Any, processor: Any, config: TrainConfig) -> dict[str, list[EncodedRecord]]:
-    """The encoded rows of every probe file, each with image, caption and answer."""
+def probe_rows(model: Any, processor: Any, config: TrainConfig) -> dict[str, list[EncodedRecord]]:
+    """The encoded rows of every probe file, each with image, caption and answer.
+
+    Raises:
+        UserError: A file is missing, or a row of it lacks one of these.
+    """
     probes = {}
     for name, path in config.probes.items():
         records, problems = read_records(path, config.image_root or path.parent)
