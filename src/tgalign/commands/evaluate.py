@@ -13,6 +13,7 @@ from tgalign.commands.honoured import refuse, refuse_others
 from tgalign.errors import UserError
 from tgalign.evaluate.settings import Settings
 from tgalign.limits import MAX_SEED
+from tgalign.outputs import file_at
 
 Suites = Annotated[
     list[str] | None,
@@ -236,6 +237,7 @@ def _evaluate(
 
     quiet_libraries()
     thresholds = parse_thresholds(fail_under) if fail_under else []  # before the long work
+    junit = file_at(junit) if junit else None
     if audit:
         results = run_audit(Path(model), out, settings)
     else:
@@ -271,6 +273,7 @@ def _report_judges(paths: list[Path], settings: Settings, out: Path | None) -> N
     from tgalign.evaluate.model_judge import describe, label_responses
     from tgalign.files import write_json
 
+    place = file_at(out / "judge-report.json") if out is not None else None
     labelled = [read_labelled(path) for path in paths]
     second = second_judge(settings)
     said = {}
@@ -288,5 +291,5 @@ def _report_judges(paths: list[Path], settings: Settings, out: Path | None) -> N
             f"{judge['prompt_sha256'][:16]}: {judge['unparsed']} unparsed, "
             f"{judge['failed']} failed of {judge['n']}"
         )
-    if out is not None:
-        write_json(out / "judge-report.json", {"agreement": report, "model_judge": said})
+    if place is not None:
+        write_json(place, {"agreement": report, "model_judge": said})
