@@ -1,5 +1,7 @@
 """Output paths that cannot be, told before the work; and files of somebody else, left alone."""
 
+import json
+
 import pytest
 
 from tgalign.errors import UserError
@@ -65,3 +67,16 @@ def test_commands_say_so_before_their_work(tgalign, tmp_path, monkeypatch):
     status, _, err = tgalign("evaluate", *labelled)
     assert status == 2
     assert f"cannot write to {tmp_path}/file" in err
+
+
+def test_items_without_second_labels_are_no_judge_report(tgalign, tmp_path):
+    (tmp_path / "t.csv").write_text("prompt,completion\nq,a\n")
+    given = ("--judge-report", tmp_path / "t.csv", "--out", tmp_path / "out")
+    status, said, err = tgalign("evaluate", *given)
+    assert (status, said) == (2, "")
+    assert "t.csv holds no second labels: give --judge-model" in err
+    assert not (tmp_path / "out" / "judge-report.json").exists()
+    (tmp_path / "t.csv").write_text("prompt,completion,label\nq,a,answered\n")
+    assert tgalign("evaluate", *given)[0] == 0
+    report = json.loads((tmp_path / "out" / "judge-report.json").read_text())
+    assert report["agreement"]["t"][0]["judges"] == ["human", "rules"]

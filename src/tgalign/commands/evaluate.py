@@ -276,6 +276,11 @@ def _report_judges(paths: list[Path], settings: Settings, out: Path | None) -> N
     place = file_at(out / "judge-report.json") if out is not None else None
     labelled = [read_labelled(path) for path in paths]
     second = second_judge(settings)
+    for path, found in zip(paths, labelled, strict=True):
+        if second is None and len(found.labels) < 2:
+            raise UserError(
+                f"{path} holds no second labels: give --judge-model here, or to the evaluation"
+            )
     said = {}
     if second is not None:
         for found in labelled:
