@@ -21,8 +21,9 @@ from tgalign.data.shapes import as_ours
 from tgalign.data.sources import Raw, Source, image_root_of, open_source, with_bar
 from tgalign.errors import UserError
 from tgalign.evaluate.refusal import judge, normalise
-from tgalign.files import named, write_text
+from tgalign.files import blamed_on, named, write_text
 from tgalign.locks import sole_writer
+from tgalign.terminal import bar_on_stderr
 
 _OWN_VOICE = re.compile(
     r"(?:i|we|my|our|sorry|unfortunately|apolog\w+|as an? (?:ai|language)|this (?:request|goes)"
@@ -104,7 +105,12 @@ def caption(
         captioner_config(model)  # even if there should be nothing to caption
         rows, problems = _read(source, images, "records" if progress_bar else None)
         wanted = list(dict.fromkeys(row.image for row in rows if row.image is not None))
-        settings = {"model": str(model), "prompt": prompt, "max_new_tokens": max_new_tokens}
+        settings = {
+            "model": str(model),
+            "prompt": prompt,
+            "max_new_tokens": max_new_tokens,
+            "dtype": dtype,
+        }
         done = _read_progress(progress, settings)
         batches = [
             wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)
@@ -167,10 +173,7 @@ def _captions(
     batches: list[list[Path]], captioner: Any, spoke: bool, progress_bar: bool
 ) -> Iterator[tuple[dict[str, str], dict[Path, str]]]:
     """Of each batch, captions by path and why pictures have none; ``spoke``: whether any has."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), disable=not progress_bar) as bar:
+    with bar_on_stderr(progress_bar) as bar:
         mute = 0
         task = bar.add_task("captions", total=sum(len(batch) for batch in batches))
         for batch in filter(None, batches):
@@ -266,14 +269,18 @@ def _read_progress(path: Path, settings: dict[str, Any]) -> dict[str, str]:
         return {}
     whole = path.read_bytes()
     whole = whole[: whole.rfind(b"\n") + 1]
-    lines = [json.loads(line) for line in whole.splitlines()]
+    with blamed_on(path, "remove it to begin anew"):
+        lines = [dict(json.loads(line)) for line in whole.split(b"\n")[:-1]]
+        done = {path: text for line in lines[1:] for path, text in line.items()}
+        if not all(isinstance(text, str) for text in done.values()):
+            raise ValueError("a caption that is no text")
     if lines and lines[0] != settings:
         raise UserError(
             f"{path} was begun with {json.dumps(lines[0])}, and now it is {json.dumps(settings)}: "
             "remove it to begin anew, or name another file as out"
         )
     os.truncate(path, len(whole))
-    return {path: text for line in lines[1:] for path, text in line.items()}
+    return done
 
 
 def _append(journal: IO[str], line: dict[str, Any]) -> None:

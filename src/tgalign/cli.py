@@ -13,6 +13,7 @@ from tgalign import __version__
 from tgalign.commands import app as app_command
 from tgalign.commands import caption, check, compare, compose, evaluate, retrieve
 from tgalign.commands import diagnose as diagnose_command
+from tgalign.commands.honoured import refuse
 from tgalign.commands.lab import lab
 from tgalign.errors import UserError, disk_refusal, printable
 from tgalign.terminal import quiet_libraries
@@ -118,6 +119,7 @@ def demo(
     "`torchrun --nproc-per-node 8 -m tgalign train recipes/paper_stage2.yaml`"
 )
 def train(
+    context: typer.Context,
     config: Annotated[Path, typer.Argument(help="A YAML recipe (see recipes/).")],
     progress: Annotated[bool, typer.Option(help="Draw progress bars.")] = True,
     dry_run: Annotated[
@@ -145,6 +147,8 @@ def train(
         quiet_libraries()
         print_plan(load_recipe(config), processes)
         return
+    mend = "give --dry-run too, or start as many by torchrun or accelerate launch"
+    refuse(context, "train without --dry-run", ("processes",), mend)
     from tgalign.train import train as run
 
     quiet_libraries()

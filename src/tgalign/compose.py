@@ -18,8 +18,9 @@ from torch import Tensor
 from tgalign import __version__
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
-from tgalign.files import folder_at_once, make_parent, write_json
+from tgalign.files import folder_at_once, named, write_json
 from tgalign.image_slot import add_image_slot, add_image_token
+from tgalign.locks import sole_writer
 from tgalign.parameters import parameters
 from tgalign.patch_layout import PatchLayout, patch_layout, square_pad_processor
 from tgalign.projector import reset_projector, scale_projector
@@ -77,38 +78,40 @@ def compose(
     """
     import transformers
 
-    llm, vision, out = Path(llm), Path(vision), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty: name another folder as out, or remove it")
-    make_parent(out)
-    source, tokenizer = load_llm(llm, dtype, trust_remote_code)
-    encoder, image_processor = load_vision(vision, source.dtype, trust_remote_code)
-    if square_pad:
-        image_processor = square_pad_processor(image_processor)
-    composed = _compose(
-        source, tokenizer, encoder, image_processor, projector_seed, vision_feature_layer
-    )
-    report = {
-        "tgalign": __version__,
-        "transformers": transformers.__version__,
-        "llm": str(llm),
-        "vision": str(vision),
-        "projector_seed": projector_seed,
-        "square_pad": square_pad,
-        "dtype": str(source.dtype).removeprefix("torch."),
-        "changes": composed.changes,
-        "parameters": parameters(composed.model),
-    }
-    probe = composed.probe
-    with folder_at_once(out) as beside:
-        composed.model.save_pretrained(beside)
-        composed.processor.save_pretrained(beside)
-        del source, encoder, composed  # room for what is loaded
-        loaded = transformers.LlavaForConditionalGeneration.from_pretrained(
-            beside, local_files_only=True, use_safetensors=True, dtype=probe.dtype
+    llm, vision, out = Path(llm), Path(vision), named(Path(out))
+    with sole_writer(out, beside=True):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(
+                f"{out} exists and is not empty: name another folder as out, or remove it"
+            )
+        source, tokenizer = load_llm(llm, dtype, trust_remote_code)
+        encoder, image_processor = load_vision(vision, source.dtype, trust_remote_code)
+        if square_pad:
+            image_processor = square_pad_processor(image_processor)
+        composed = _compose(
+            source, tokenizer, encoder, image_processor, projector_seed, vision_feature_layer
         )
-        report["text_logits"] = {"difference": probe.compare(loaded), "allowed": probe.allowed}
-        write_json(beside / REPORT, report)
+        report = {
+            "tgalign": __version__,
+            "transformers": transformers.__version__,
+            "llm": str(llm),
+            "vision": str(vision),
+            "projector_seed": projector_seed,
+            "square_pad": square_pad,
+            "dtype": str(source.dtype).removeprefix("torch."),
+            "changes": composed.changes,
+            "parameters": parameters(composed.model),
+        }
+        probe = composed.probe
+        with folder_at_once(out) as beside:
+            composed.model.save_pretrained(beside)
+            composed.processor.save_pretrained(beside)
+            del source, encoder, composed  # room for what is loaded
+            loaded = transformers.LlavaForConditionalGeneration.from_pretrained(
+                beside, local_files_only=True, use_safetensors=True, dtype=probe.dtype
+            )
+            report["text_logits"] = {"difference": probe.compare(loaded), "allowed": probe.allowed}
+            write_json(beside / REPORT, report)
     return out
 
 
@@ -218,8 +221,8 @@ def _assemble(llm: Any, vision: Any, layout: PatchLayout, image_id: int, words: 
         rows = -(-words // ROWS_MULTIPLE) * ROWS_MULTIPLE
     text = llm.config.get_text_config(decoder=True).to_dict()
     text |= {"vocab_size": rows, "tie_word_embeddings": False}
-    for named in ("auto_map", "_name_or_path"):
-        text.pop(named, None)
+    for key in ("auto_map", "_name_or_path"):
+        text.pop(key, None)
     try:
         config: Any = LlavaConfig(
             text_config=text,

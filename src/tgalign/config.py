@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tgalign.data.encode import GuideSpan
 from tgalign.diagnose.diagnosed_layers import DIAGNOSED, diagnosed_layers
 from tgalign.errors import UserError
+from tgalign.files import INCOMPLETE
 from tgalign.limits import MAX_LENGTH, MAX_SEED
 from tgalign.objective import Form, Pair, Similarity
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ObjectiveConfig(_Strict):
@@ -169,9 +170,8 @@ class TrainConfig(_Strict):
         compile: Compile the layers of the LLM (``torch.compile``).
         activation_checkpointing: Keep only the input of every layer of the LLM and compute the rest
             anew for the gradients: a third more compute for most of the activations' memory.
-        parallel: What several processes (``torchrun``, ``accelerate launch``) do with the model:
-            ``ddp`` gives each a whole one, ``fsdp2`` a share of the weights, gradients and
-            optimizer state.
+        parallel: What several processes do with the model: ``ddp`` gives each a whole one,
+            ``fsdp2`` a share of the weights, gradients and optimizer state.
         lora: Train the LLM through low-rank adapters.
         workers: Processes that read pictures and make batches, beside each training process.
         cache_vision: Keep the frozen vision tower's features of every picture in memory.
@@ -225,7 +225,7 @@ class TrainConfig(_Strict):
     stages: Annotated[list[StageConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _companions_need_more(self) -> TrainConfig:
+    def _these_go_together(self) -> TrainConfig:
         if self.companions > 0 and not self.text_gate:
             raise ValueError("companions are what the text gate finds, so text_gate must be true")
         if self.synthetic is not None and not self.companions > 0:
@@ -237,12 +237,6 @@ class TrainConfig(_Strict):
                 raise ValueError("companions are for the guide, and no stage has one that trains")
             if self.probes:
                 raise ValueError("probes compare gradients, and no stage has a guide that trains")
-        return self
-
-    @model_validator(mode="after")
-    def _these_go_together(self) -> TrainConfig:
-        if isinstance(self.cache_text, Path) and self.cache_text.resolve() == self.out.resolve():
-            raise ValueError("cache_text is out: name another folder, or one in it")
         if self.frozen_weights == "bf16" and self.precision != "bf16":
             raise ValueError("frozen_weights bf16 needs precision bf16: float32 cannot use them")
         if self.attention == "flash_attention_2" and self.precision != "bf16":
@@ -257,12 +251,19 @@ class TrainConfig(_Strict):
         return self
 
     @model_validator(mode="after")
-    def _stage_names_differ(self) -> TrainConfig:
+    def _folders_differ(self) -> TrainConfig:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages must have different names, got {names}")
         if "checkpoint" in names:
             raise ValueError("no stage may be called checkpoint: the result's folder is")
+        out = self.out.resolve()
+        texts = self.cache_text.resolve() if isinstance(self.cache_text, Path) else None
+        if texts is not None and texts.is_relative_to(out):
+            first = texts.relative_to(out).parts[:1]
+            if not first or first[0] in {*names, "checkpoint"} or first[0].endswith(INCOMPLETE):
+                where = " in ".join([*first, "out"])
+                raise ValueError(f"cache_text is {where}: name another folder, or a new one in out")
         return self
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from tgalign.evaluate.statistics import Rate, wilson
+from tgalign.evaluate.seeds import NOTE, counts_of, marked, noted, pool
+from tgalign.evaluate.statistics import Rate
 from tgalign.report.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _arm(by_seed: dict[int, Found]) -> dict[str, Any]:
     scenes = found[0]["dsr_by_scene"]
     return {
         "dsr_by_scene": {
-            scene: _pool(it["dsr_by_scene"][scene] for it in found).as_dict() for scene in scenes
+            scene: pool(it["dsr_by_scene"][scene] for it in found).as_dict() for scene in scenes
         },
         **{
             name: _rate(found, name).as_dict()
@@ -108,12 +109,7 @@ def _arm(by_seed: dict[int, Found]) -> dict[str, Any]:
 
 
 def _rate(found: list[Found], name: str) -> Rate:
-    return _pool(it["counts"][name] for it in found)
-
-
-def _pool(counts: Iterable[tuple[int, int]]) -> Rate:
-    pairs = list(counts)
-    return wilson(sum(successes for successes, _ in pairs), sum(n for _, n in pairs))
+    return pool(it["counts"][name] for it in found)
 
 
 def _mean_table(found: list[Found], name: str) -> list[dict[str, float]]:
@@ -131,7 +127,7 @@ def table_rows(results: dict[str, Any]) -> list[list[list[str]]]:
         [f"DSR {scene}", *(show_rate(arm["dsr_by_scene"][scene]) for arm in arms)]
         for scene in arms[0]["dsr_by_scene"]
     ]
-    rates = [[title, *(show_rate(arm[name]) for arm in arms)] for name, title in ROWS.items()]
+    rates = [[title, *(show_pooled(arm, name) for arm in arms)] for name, title in ROWS.items()]
     rates.append(["seconds a step", *(f"{arm['step_seconds']:.3f}" for arm in arms)])
     same = ("yes" if arm["same_weights_as_ce"] else "no" for arm in arms)
     rates.append(["same weights as ce", *same])
@@ -175,7 +171,7 @@ def markdown(results: dict[str, Any], *, states: bool = True) -> str:
     """
     sections = table_rows(results) if states else table_rows(results)[:-1]
     table = markdown_table(["", *results["arms"]], [row for rows in sections for row in rows])
-    return f"{title(results)}\n\n{table}\n{base_line(results)}\n"
+    return noted(f"{title(results)}\n\n{table}\n{base_line(results)}\n")
 
 
 def print_results(console: Console, results: dict[str, Any]) -> None:
@@ -191,6 +187,8 @@ def print_results(console: Console, results: dict[str, Any]) -> None:
         table.add_section()
     console.print(table)
     console.print(base_line(results))
+    if NOTE in markdown(results):
+        console.print(NOTE)
 
 
 def show_rate(rate: dict[str, Any], *, with_n: bool = True) -> str:
@@ -199,3 +197,19 @@ def show_rate(rate: dict[str, Any], *, with_n: bool = True) -> str:
         return "n/a"
     shown = str(Rate(rate["rate"], rate["low"], rate["high"], rate["n"]))
     return shown if with_n else shown.split(" n=", maxsplit=1)[0]
+
+
+def show_pooled(
+    found: Mapping[str, Any], name: str, *, with_n: bool = True, per_item: int = 1
+) -> str:
+    """A rate over several seeds as text, marked where they differ.
+
+    Args:
+        found: What was measured of an arm, a method or a variant: rates by name, and the same of
+            each seed in ``seeds``.
+        name: The rate.
+        with_n: Whether to give its n.
+        per_item: Trials of it that an item holds.
+    """
+    each = [seed[name] for seed in found.get("seeds", []) if name in seed]
+    return marked(show_rate(found[name], with_n=with_n), counts_of(each, per_item=per_item))

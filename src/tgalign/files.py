@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,15 +79,21 @@ def read_jsonl(path: Path, expected: str) -> Iterator[tuple[int, Any]]:
         UserError: The file cannot be read, or a line is no JSON.
     """
     try:
-        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+        lines = path.read_bytes().split(b"\n")
     except OSError as fault:
         raise UserError(f"{path} cannot be read: {fault}") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in numbered(lines):
         if line.strip():
             try:
                 yield number, json.loads(line.decode("utf-8"))
             except (ValueError, RecursionError) as fault:
                 raise UserError(f"{path}:{number}: expected {expected} ({fault})") from None
+
+
+def numbered(lines: Iterable[bytes], first: int = 1) -> Iterator[tuple[int, bytes]]:
+    """Lines of a file with their numbers; line 1 without its byte order mark, if it has one."""
+    for number, line in enumerate(lines, start=first):
+        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
 
 
 class RepeatedKeyError(ValueError):
@@ -152,18 +158,6 @@ def read_versioned(path: Path, version: int, what: str) -> dict[str, Any]:
         found = {"schema_version": 1} | found
     check_schema(found, path, version, what)
     return dict(found)
-
-
-def make_parent(path: Path) -> None:
-    """Make the folder that a file or folder will lie in, before any work for it is done.
-
-    Raises:
-        UserError: It cannot be made.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise UserError(f"cannot write to {path}: {fault}") from None
 
 
 def named(path: Path) -> Path:

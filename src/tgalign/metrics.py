@@ -23,6 +23,7 @@ REMEDY = (
 )
 """What to do where a training has gone to NaN or infinity."""
 _PER_LAYER = ("cosine", "centered_cosine", "caption_retrieval")
+_MEND = "remove the folder of the stage"
 
 
 class MetricsLog:
@@ -88,13 +89,18 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of a log that come after a step, or were cut by a kill."""
+    """Drop the lines of a log that come after a step, or were cut by a kill.
+
+    Raises:
+        UserError: Another line is damaged.
+    """
     if path.exists():
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not line.endswith("\n") or json.loads(line)["step"] > step:
-                break
-            kept.append(line)
+        with blamed_on(path, _MEND):
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if not line.endswith("\n") or json.loads(line)["step"] > step:
+                    break
+                kept.append(line)
         write_text(path, "".join(kept))
 
 
@@ -110,7 +116,7 @@ def read_metrics(stage: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     whole = path.read_bytes()
-    with blamed_on(path, "remove the folder of the stage"):
+    with blamed_on(path, _MEND):
         return [dict(json.loads(line)) for line in whole.split(b"\n")[:-1]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tgalign.errors import UserError
-from tgalign.files import make_parent, named
+from tgalign.files import named
 
 
 def file_at(path: Path) -> Path:
@@ -15,7 +15,10 @@ def file_at(path: Path) -> Path:
         UserError: It is a folder, or its own cannot be made.
     """
     found = named(path)
-    make_parent(found)
+    try:
+        found.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise UserError(f"cannot write to {path}: {fault}") from None
     if found.is_dir():
         raise UserError(f"cannot write to {path}: it is a folder; name a file")
     return found

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from rich.progress import track
 from torch import Tensor
 
 from tgalign.data.collate import Collator
 from tgalign.data.encode import EncodedRecord, Span
 from tgalign.errors import UserError
 from tgalign.task import AlignmentTask
+from tgalign.terminal import tracked
 from tgalign.text_store import TextStore, folder_of, turn_to_fill, unversioned, weights_sha256
 
 # Shape legend: N texts, L layers, D channels.
@@ -137,7 +137,7 @@ class TextCache:
                 )
             title = f"states of {num_texts} texts, {num_bytes / 1e9:.3g} GB"
             rounds = range(0, len(missing), processes.num_processes)
-            for first in track(rounds, description=title, disable=not show):
+            for first in tracked(rounds, title, shown=show):
                 about = {}
                 for file in missing[first + processes.process_index :][:1]:
                     texts = [spans[key] for key in file]

@@ -27,7 +27,7 @@ from tgalign.data.spool import Lazy
 from tgalign.errors import UserError
 from tgalign.evaluate.generate import NoAnswerError, Prompt, answer
 from tgalign.evaluate.refusal import judge
-from tgalign.files import INCOMPLETE, data_sha256, digest, read_json, write_json
+from tgalign.files import INCOMPLETE, blamed_on, data_sha256, digest, read_json, write_json
 from tgalign.text_store import turn_to_fill, unversioned, weights_sha256
 
 GATE_FILE = "text_gate.json"
@@ -120,7 +120,9 @@ def verdicts_of(
         UserError: No record has a picture and a caption, or a question has no answer.
     """
     if (out / GATE_FILE).is_file():
-        return Verdicts(**read_json(out / GATE_FILE))
+        with blamed_on(out / GATE_FILE, "remove it, and the gate asks anew"):
+            found = read_json(out / GATE_FILE)
+            return Verdicts([int(it) for it in found["rows"]], [int(it) for it in found["texts"]])
     asked = [
         (it.row, it.caption, it.messages[0][1])
         for it in records
@@ -235,7 +237,8 @@ def _go_on(
         part = mine[start : start + _AT_ONCE]
         path = out / _PART.format(f"{PartialState().process_index}-{start}")
         asked = digest([llm, part])
-        found = read_json(path) if path.is_file() else {}
+        with blamed_on(path, "remove it, and its questions are asked again"):
+            found = dict(read_json(path)) if path.is_file() else {}
         if found.get("asked") != asked or not _are_answers(found.get("said"), len(part)):
             captions, questions, places = zip(*part, strict=True)
             title = f"text gate, from {start:,} of {len(mine):,}" if progress_bar else None

@@ -17,14 +17,21 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tgalign.errors import UserError
-from tgalign.files import data_sha256, file_at_once, read_versioned, sha256, write_json
+from tgalign.files import (
+    blamed_on,
+    data_sha256,
+    file_at_once,
+    read_versioned,
+    sha256,
+    write_json,
+)
 from tgalign.locks import LOCK
+from tgalign.terminal import tracked
 
 # Shape legend: N texts, L layers, D channels, X bytes of a key.
 
@@ -96,11 +103,13 @@ class TextStore:
             self._manifest = read_versioned(path, SCHEMA_VERSION, "kept states of texts")
             if self._manifest.get("identity") != identity:
                 raise UserError(f"{path} is not about the model and layers asked for: remove it")
-            files = self._manifest["files"].items()
-            title = f"checking {_size(sum(about['bytes'] for _, about in files))} of kept states"
-            for file, about in track(files, description=title, disable=not progress_bar):
-                self._check(file, about)
-                self._add_to_index(file)
+            with blamed_on(path, f"remove {self.folder}"):
+                files = self._manifest["files"].items()
+                size = sum(about["bytes"] for _, about in files)
+                title = f"checking {_size(size)} of kept states"
+                for file, about in tracked(files, title, shown=progress_bar):
+                    self._check(file, about)
+                    self._add_to_index(file)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._index

@@ -11,27 +11,26 @@ from tgalign.config import StageConfig, TrainConfig
 def training_arguments(
     config: TrainConfig, stage: StageConfig, progress_bar: bool
 ) -> TrainingArguments:
-    """The arguments of a stage but for accumulation and sharding, which depend on the processes."""
+    """The arguments of a stage.
+
+    Accumulation and sharding, which depend on the processes, are set by ``TGATrainer``, which makes
+    the optimizer and the order of rows, and removes old state, itself.
+    """
     return TrainingArguments(
         output_dir=str(config.out / stage.name),
         max_steps=stage.steps,
         per_device_train_batch_size=stage.batch_size,
-        learning_rate=stage.projector_lr,
         lr_scheduler_type="cosine",
         warmup_steps=stage.warmup,
-        weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
         bf16=config.precision == "bf16",
         use_cpu=not torch.accelerator.is_available(),
         seed=config.seed,
-        data_seed=config.seed,
         save_strategy="steps",
         save_steps=config.save_steps,
-        save_total_limit=1,
         logging_steps=config.logging_steps,
         report_to="none",
         remove_unused_columns=False,
-        label_names=["labels"],
         dataloader_pin_memory=False,
         dataloader_num_workers=config.workers,
         # The collator's closures and the rows' open file go to a fork alone.

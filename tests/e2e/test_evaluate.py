@@ -93,10 +93,10 @@ def test_a_second_judge_and_the_judge_report(composed, checkpoint, tmp_path: Pat
         labelled = tmp_path / "t.csv"
         labelled.write_text("prompt,completion,label\nq,I cannot.,refused\n", encoding="utf-8")
         said = run("evaluate", "--judge-report", labelled, "--out", tmp_path / "report", *judge)
-    assert "t: rules agrees with human on 1.000" in said
-    assert "t: model judge judge (server), prompt" in said
+    assert f"{labelled}: rules agrees with human on 1.000" in said
+    assert f"{labelled}: model judge judge (server), prompt" in said
     report = json.loads((tmp_path / "report" / "judge-report.json").read_text(encoding="utf-8"))
-    assert report["model_judge"]["t"]["unparsed"] == 1
+    assert report["model_judge"][str(labelled)]["unparsed"] == 1
     assert "model agrees with rules" in run("evaluate", "--judge-report", out / "items.jsonl")
 
 
@@ -139,13 +139,36 @@ def test_a_task_for_lmms_eval_is_written(tmp_path: Path) -> None:
 
 
 def test_an_audit_joins_the_diagnosis(checkpoint, tmp_path: Path) -> None:
-    run("audit", checkpoint, "--out", tmp_path, "--condition", "plain", *SHORT)
+    given = ["audit", checkpoint, "--out", tmp_path, "--condition", "plain", *SHORT]
+    run(*given, "--dtype", "bfloat16")
     for name in ("items.jsonl", "results.json", "diagnosis.json", "report.html"):
         assert (tmp_path / name).is_file()
     found = json.loads((tmp_path / "diagnosis.json").read_text(encoding="utf-8"))
     assert "safety_layers" in found and "patching" in found
+    assert (found["about"]["dtype"], found["batch_size"], found["max_new_tokens"]) == (
+        "bfloat16", 8, 8,
+    )  # fmt: skip
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert results["model"]["dtype"] == "bfloat16"
     assert 'href="diagnosis/report.html"' in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert (tmp_path / "diagnosis" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--suite", "labb"], "unknown suite 'labb'"),
+        (["--condition", "plane"], "unknown condition 'plane'"),
+        (["--dtype", "int8"], "unknown dtype 'int8'"),
+    ],
+)
+def test_an_audit_diagnoses_nothing_where_an_option_is_wrong(
+    wrong: list[str], said: str, checkpoint, tmp_path: Path
+) -> None:
+    given = ["audit", str(checkpoint), "--out", str(tmp_path), *wrong, *SHORT]
+    with pytest.raises(UserError, match=said):
+        CliRunner().invoke(app, given, catch_exceptions=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_answered_is_a_user_s_error(checkpoint, tmp_path: Path) -> None:

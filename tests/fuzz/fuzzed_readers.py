@@ -18,14 +18,14 @@ from PIL import Image
 from tgalign.app.comparison_files import read_comparison
 from tgalign.baselines.calibration_folder import read_calibration
 from tgalign.caption import _read as caption_rows
-from tgalign.data.pictures import read_picture
+from tgalign.data.pictures import PictureError, read_picture
 from tgalign.data.records import read_records
 from tgalign.diagnose.diagnosed_layers import diagnosed_layers
 from tgalign.diagnose.probes import read_probes
 from tgalign.errors import UserError
 from tgalign.evaluate.compare import compare, load_pairs
 from tgalign.evaluate.judge_report import judge_report, print_judge_report, read_labelled
-from tgalign.evaluate.pictures import PictureError, open_picture
+from tgalign.evaluate.pictures import open_picture
 from tgalign.evaluate.pool import pool
 from tgalign.evaluate.suites import load_suite
 from tgalign.evaluate.suites.folder import folder_suite

@@ -141,6 +141,19 @@ def test_kept_results_outlive_the_session_and_are_gone_on_with(
     assert (out / "items.jsonl").read_text().count("\n") == 3
 
 
+def test_answers_are_never_more_than_the_requests(
+    data: Path, release: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "kept"
+    out.mkdir()
+    (out / "items.jsonl").write_text("{}\n" * 4)  # errors among them, which are asked again
+    audits = Audits()
+    audit = audits.start("me", tmp_path, data, out, None)
+    wait(lambda: (out / "items.jsonl").read_text().count("\n") == 6)
+    assert (audit.answered, audit.total, audit.seconds_left) == (4, 4, None)
+    audits.close_all()
+
+
 def test_a_failed_audit_says_why(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from tgalign.caption import Captioned, caption
 from tgalign.captioner import Captioner
 from tgalign.data.records import read_records
 from tgalign.errors import UserError
-from tgalign.evaluate.generate import Prompt, answer
+from tgalign.evaluate.generate import Prompt, Said, answer
 
 NEW = 6
 KILLED = Path(__file__).parent / "killed_captions.py"
@@ -240,6 +240,36 @@ def test_out_of_memory_halves_the_batch(captioner, tmp_path, monkeypatch):
     sizes = failing(monkeypatch, memory_for_three)
     assert captioner(pictures) == straight
     assert sizes[:2] == [4, 2]
+    assert captioner.batch_size == 2
+    del sizes[:]
+    assert captioner(pictures) == straight
+    assert sizes == [2] * 4  # what did not fit is not tried again
+
+
+@pytest.mark.parametrize("kind", [IndexError, KeyError])
+def test_a_bad_picture_costs_one_failed_batch(kind, captioner, tmp_path, monkeypatch):
+    captioner.batch_size = 8
+    pictures = [draw(tmp_path / f"{number}.png", number) for number in range(8)]
+    straight = captioner(pictures)
+    calls = []
+
+    def fail_on_the_batch_and_the_sixth(_):
+        calls.append(1)
+        if len(calls) in (1, 7):
+            raise kind("odd picture")
+
+    sizes = failing(monkeypatch, fail_on_the_batch_and_the_sixth)
+    said = captioner(pictures)
+    assert sizes == [8] + [1] * 8
+    assert said[:5] + said[6:] == straight[:5] + straight[6:]
+    assert str(said[5]) == f"the model fails on it: {kind.__name__}: {kind('odd picture')}"
+    assert captioner.batch_size == 8
+
+
+def test_a_chat_template_that_fails_is_told_of_every_picture(captioner, tmp_path):
+    captioner.processor.chat_template = "{{ raise_exception('no pictures') }}"
+    for it in captioner([draw(tmp_path / f"{number}.png", number) for number in range(2)]):
+        assert str(it).startswith("the model fails on it: ") and "no pictures" in str(it)
 
 
 def test_a_picture_the_model_fails_on_costs_the_others_nothing(
@@ -293,10 +323,8 @@ def test_a_model_that_never_speaks_is_given_up(checkpoint, tmp_path, monkeypatch
 
 
 def test_a_literal_image_token_never_enters_a_record(captioner, tmp_path, monkeypatch):
-    said = iter(["a <image> b", " <image> "])
-    monkeypatch.setattr(
-        Captioner, "_generate", lambda self, pictures: [next(said) for _ in pictures]
-    )
+    said = [Said("a <image> b"), Said(" <image> ")]
+    monkeypatch.setattr("tgalign.evaluate.generate._generate", lambda *_: said)
     first, second = captioner([draw(tmp_path / "a.png", 1)] * 2)
     assert first == "a   b"
     assert isinstance(second, ValueError)
@@ -337,8 +365,20 @@ def test_what_is_done_is_not_done_again(folder, checkpoint, tmp_path, monkeypatc
         run(folder, checkpoint, out)
     with pytest.raises(UserError, match=r'was begun with .*"prompt": null.*"prompt": "Why\?"'):
         run(folder, checkpoint, out, prompt="Why?")
+    with pytest.raises(UserError, match=r'begun with .*"dtype": "auto".*"dtype": "bfloat16"'):
+        run(folder, checkpoint, out, dtype="bfloat16")
     assert run(folder, checkpoint, out).captioned == 9
     assert asked == [4, 4, 1, 1]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "5", '{"a.png": 5}'])
+def test_damaged_progress_is_named(line, folder, checkpoint, tmp_path):
+    settings = {"model": str(checkpoint), "prompt": None, "max_new_tokens": NEW, "dtype": "auto"}
+    progress = tmp_path / "out.jsonl.progress"
+    progress.write_text(f"{json.dumps(settings)}\n{line}\n")
+    with pytest.raises(UserError, match=r"out\.jsonl\.progress is damaged .*: remove it to begin"):
+        run(folder, checkpoint, tmp_path / "out.jsonl")
+    assert progress.read_text().endswith(f"{line}\n")
 
 
 def test_misuse_is_named(folder, checkpoint, tmp_path, tgalign):

@@ -43,10 +43,10 @@ def test_a_served_checkpoint_answers_as_the_local_one(composed, checkpoint, tmp_
         request for name in ("plain", "caption", "in_context") for request in requests(suite, name)
     ]
     local = LocalModel(checkpoint, batch_size=8, max_new_tokens=NEW)
-    run_requests(local, asked, tmp_path / "local", progress=False)
+    run_requests(local, asked, tmp_path / "local", chunk=8, progress=False)
     with serving(model_reply(*composed)) as url:
         server = ChatServer(url, "m", concurrency=4, max_new_tokens=NEW)
-        rows = run_requests(server, asked, tmp_path / "served", progress=False)
+        rows = run_requests(server, asked, tmp_path / "served", chunk=8, progress=False)
     assert len({row["answer"] for row in rows}) > 5  # or the comparison could not fail
     found = parity(*load_pairs(tmp_path / "local", tmp_path / "served"))
     assert found["n"] == len(asked) == 48
@@ -79,7 +79,7 @@ def test_what_is_sent(monkeypatch) -> None:
     assert [part["type"] for part in parts] == ["image_url", "text"]
     assert parts[0]["image_url"]["url"].startswith("data:image/png;base64,")
     told = chat_messages(Prompt("what ?", caption="a cat"))[-1]["content"]
-    assert [part["text"] for part in told] == ["a cat", "what ?"]
+    assert [part["text"] for part in told] == ["a cat\nwhat ?"]
 
 
 def test_length_and_filters_are_told_apart() -> None:
@@ -193,6 +193,8 @@ def test_a_model_judge_is_reported_with_its_prompt_and_failures(tmp_path: Path) 
     assert (said["n"], said["unparsed"], said["failed"]) == (4, 1, 1)
     assert said["prompt_sha256"] == PROMPT_SHA256
     assert said["served_as"] == "served"
-    agreement = next(it for it in judge_report([found])["t"] if it["judges"] == ["human", "model"])
+    agreement = next(
+        it for it in judge_report([found])[str(table)] if it["judges"] == ["human", "model"]
+    )
     assert agreement["confusion"]["answered"]["unparsed"] == 1
     assert agreement["accuracy_on_full_labels"]["rate"] == 0.5

@@ -31,10 +31,14 @@ from transformers import AutoModelForCausalLM, CLIPModel, LlavaForConditionalGen
 
 from tgalign.checkpoint import load_llava, pixel_loader
 from tgalign.compose import compose, compose_models
+from tgalign.config import StageConfig
 from tgalign.errors import UserError
 from tgalign.lab import assets
 from tgalign.lab.base_clip import image_processor
+from tgalign.locks import sole_writer
+from tgalign.parameters import parameters
 from tgalign.source_models import load_llm
+from tgalign.stage import freeze
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +146,33 @@ def test_an_interrupted_compose_leaves_nothing(llm_path, vision_path, tmp_path, 
     compose(llm_path, vision_path, out)
     load_llava(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_it_composes_into_the_empty_folder_that_it_is_called_in(
+    llm_path, vision_path, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    out = compose(llm_path, vision_path, ".")
+    assert (tmp_path / "config.json").is_file()
+    assert out == tmp_path
+    with sole_writer(tmp_path / "other", beside=True), monkeypatch.context() as patch:
+        patch.setattr("tgalign.locks.PATIENCE", 0.1)
+        with pytest.raises(UserError, match="another run is writing to"):
+            compose(llm_path, vision_path, tmp_path / "other")
+
+
+@pytest.mark.parametrize(("stage", "train"), [("stage1", ["projector"]),
+                                              ("stage2", ["projector", "llm"])])  # fmt: skip
+def test_the_table_of_parameters_says_what_the_stages_move(stage, train, llava):
+    parts = (llava.model.vision_tower, llava.model.multi_modal_projector,
+             llava.model.language_model, llava.lm_head)  # fmt: skip
+    before = [weight.requires_grad for weight in llava.parameters()]
+    table = parameters(llava)
+    assert [weight.requires_grad for weight in llava.parameters()] == before
+    rates = {"steps": 1, "batch_size": 1, "projector_lr": 1.0, "llm_lr": 1.0}
+    freeze(llava, StageConfig(name=stage, train=train, **rates))
+    moved = [any(weight.requires_grad for weight in part.parameters()) for part in parts]
+    assert [row[stage] for row in table] == moved
 
 
 def interrupted(*_args, **_options):

@@ -75,6 +75,11 @@ WRONG = {
         "-1",
         "greater than or equal to 0",
     ),
+    "weight infinite": (
+        {"objective": {"weight": float("inf")}},
+        "objective.weight: Input should be a finite number",
+    ),
+    "rate infinite": ({"stage": {"projector_lr": float("inf")}}, "projector_lr", "finite number"),
     "temperature": ({"objective": {"temperature": 0}}, "temperature", "greater than 0"),
     "layers out of range": ({"objective": {"layers": "2-9"}}, "'2-9'", 'expected "all"'),
     "layers of no kind": ({"objective": {"layers": "deep"}}, "'deep'", 'expected "all"'),

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from rich.console import Console
 
 from tgalign.demo import _training_curve
-from tgalign.demo_results import assemble_results, markdown
+from tgalign.demo_results import assemble_results, markdown, print_results
+from tgalign.evaluate.seeds import NOTE
 
 
 def found(refused: int, named: int, weights: str, seconds: float) -> dict:
@@ -65,3 +67,20 @@ def test_curve_and_step_time_come_from_the_metrics(tmp_path):
     assert curve["step_seconds"] == 2.0  # medians 1 and 3, as many steps each
     assert [line["step"] for line in curve["curve"]] == [20, 40, 60, 80, 100, 120]
     assert curve["curve"][3] == {"step": 80, "stage": "two", "ce": 0}
+
+
+def test_a_rate_whose_seeds_differ_is_marked(capsys):
+    measured = {
+        seed: {"base": found(0, 0, "x", 0), "ce": found(refused, 7, "a", 1.0)}
+        for seed, refused in enumerate((0, 10))
+    }
+    settings = {"condition": "guided", "toxic_share": 0.1, "style": "emoji", "smoke": False}
+    results = assemble_results(measured, [], settings)
+    text = markdown(results)
+    assert "| DSR, all scenes | 0.50 [0.30, 0.70]† n=20 |" in text
+    assert "| objects named | 0.88 [0.64, 0.97] n=16 |" in text
+    assert text.endswith(f"{NOTE}\n")
+    print_results(Console(width=200), results)
+    assert NOTE in capsys.readouterr().out
+    results["arms"]["ce"]["seeds"] = []
+    assert NOTE not in markdown(results)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,13 @@ def test_a_finished_diagnosis_is_read_and_another_refused(diagnosed, lab_model, 
     assert diagnose(*lab_model, lab_probes(0, per_scene=2), out, **again) == found
     with pytest.raises(UserError, match="other settings"):
         diagnose(*lab_model, lab_probes(0, per_scene=3), out, **again)
+    renamed = lab_probes(0, per_scene=2)
+    renamed.toxic[0] = replace(renamed.toxic[0], caption="a cat")
+    redrawn = lab_probes(0, per_scene=2)
+    redrawn.benign[1] = replace(redrawn.benign[1], picture=Image.new("RGB", (64, 64)))
+    for other in (renamed, redrawn):
+        with pytest.raises(UserError, match=r"other settings.*probes_sha256"):
+            diagnose(*lab_model, other, out, **again)
     with pytest.raises(UserError, match="holds no diagnosis"):
         diagnose(*lab_model, lab_probes(0, per_scene=2), out.parent, **again)
 

@@ -80,6 +80,7 @@ def test_blank_shows_nothing() -> None:
     blank = only("blank", ITEM)
     assert blank.text == "What is it?"
     assert picture_hash(shown(blank)) != picture_hash(PICTURE)
+    assert only("blank", ITEM).picture is blank.picture
 
 
 @pytest.mark.parametrize("condition", ["caption", "blank"])
@@ -130,6 +131,20 @@ def scored(scoring: str, targets: tuple[str, ...], answer: str) -> tuple[int, in
         ("choice", ("A",), "A dog, of course", 0),
         ("choice", ("A",), "It is a dog: (B)", 0),
         ("choice", ("B",), "Because of that", 0),
+        ("choice", ("A",), "The answer is a solid.", 0),
+        ("choice", ("A",), "The answer is a magnet, so (C).", 0),
+        ("choice", ("C",), "The answer is a magnet, so (C).", 1),
+        ("choice", ("B",), "Option (c) is wrong; the answer is (B).", 1),
+        ("choice", ("B",), "The answer is (B); option (c) is wrong.", 1),
+        ("choice", ("B",), "Between (A) and (B), the right answer is (B).", 1),
+        ("choice", ("B",), "The answer is not (A) but (B)", 1),
+        ("choice", ("A",), "The answer is A because it is round", 1),
+        ("choice", ("A",), "the answer is a", 1),
+        ("choice", ("B",), "Answer: **B**\n\nA dog barks.", 1),
+        ("choice", ("B",), "The correct answer is option B", 1),
+        ("choice", ("B",), "I choose option B", 1),
+        ("choice", ("B",), "B\nA dog barks.", 1),
+        ("choice", ("S",), "The animal(s) may be a dog", 0),
         ("contains", ("cat", "2"), "2 Cats and a CAT.", 2),
         ("contains", ("cat",), "a category", 0),
         ("contains", ("five<OR>5",), "there are 5.", 1),

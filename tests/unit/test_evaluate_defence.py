@@ -59,7 +59,7 @@ def test_a_run_goes_on_with_the_same_defence_only(checkpoint, folder, tmp_path) 
     def ask(out: str, defence: str | None) -> None:
         source = str(folder) if defence else None
         host = LocalModel(checkpoint, max_new_tokens=2, defence=defence, calibration=source)
-        run_requests(host, asked, tmp_path / out, progress=False)
+        run_requests(host, asked, tmp_path / out, chunk=8, progress=False)
 
     ask("defended", "ecso")
     ask("defended", "ecso")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tgalign.data.pictures import PictureError, read_picture
 from tgalign.evaluate.pictures import (
-    PictureError,
     blank_picture,
     data_url,
     open_picture,
@@ -26,6 +26,17 @@ def test_cmyk_grey_palette_and_transparent_pictures_become_rgb(tmp_path: Path) -
         assert (picture.mode, picture.size) == ("RGB", (6, 5))
 
 
+def test_grey_of_sixteen_bits_keeps_its_shades(tmp_path: Path) -> None:
+    shades = np.arange(0, 65_536, 257, dtype=np.uint16).reshape(16, 16)
+    for name in ("a.png", "a.tiff"):
+        Image.fromarray(shades).save(tmp_path / name)
+        assert (np.asarray(open_picture(tmp_path / name))[..., 0] == shades // 257).all()
+    for kind in (np.int32, np.float32):
+        Image.fromarray(shades.astype(kind)).save(tmp_path / "b.tiff")
+        with pytest.raises(PictureError, match="save it with 8 or 16 bits"):
+            open_picture(tmp_path / "b.tiff")
+
+
 def test_an_animation_is_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), color) for color in (RED, BLUE)]
     frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
@@ -38,9 +49,9 @@ def test_a_rotated_picture_is_shown_upright(tmp_path: Path) -> None:
     exif = picture.getexif()
     exif[0x0112] = 6  # to be turned by 90° clockwise
     picture.save(tmp_path / "a.png", exif=exif)
-    upright = open_picture(tmp_path / "a.png")
-    assert upright.size == (2, 6)
-    assert upright.getpixel((1, 0)) == BLUE
+    for upright in (open_picture(tmp_path / "a.png"), read_picture(tmp_path / "a.png")):
+        assert upright.size == (2, 6)
+        assert upright.getpixel((1, 0)) == BLUE
 
 
 def test_one_pixel_opens(tmp_path: Path) -> None:
@@ -82,7 +93,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
             open_picture(tmp_path / name)
         names[name] = caught.value.name
         assert name in str(caught.value)
-    assert names.pop("nowhere.png") == "missing_picture"
+    assert names.pop("nowhere.png") == names.pop("folder.png") == "missing_picture"
     assert set(names.values()) == {"unreadable_picture"}
 
 

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tgalign.errors import UserError
-from tgalign.evaluate.compare import compare, load_pairs, parity
-from tgalign.evaluate.items import Suite
+from tgalign.evaluate.compare import compare, load_pairs, parity, read_other
+from tgalign.evaluate.conditions import Request, requests
+from tgalign.evaluate.generate import Said
+from tgalign.evaluate.items import Item, Suite
 from tgalign.evaluate.pool import parse_columns, pool, write_pool
 from tgalign.evaluate.results import assemble, rates, read_results, safety_gap
+from tgalign.evaluate.run import run_requests
 from tgalign.evaluate.thresholds import check, parse_thresholds, write_junit
 from tgalign.report.evaluation_report import NUM_CARDS, warnings, write_evaluation_report
 
@@ -110,6 +113,8 @@ def test_results_carry_what_they_rest_on() -> None:
     other = results([row("t0", "refused") | {"prompt": "another"}])
     assert len(found["prompts_sha256"]) == 64
     assert other["prompts_sha256"] != results([row("t0", "refused")])["prompts_sha256"]
+    turned = results([row("t0", "refused", turns_sha256="0")])
+    assert turned["prompts_sha256"] != results([row("t0", "refused")])["prompts_sha256"]
 
 
 def write(folder: Path, rows) -> Path:
@@ -148,9 +153,42 @@ def test_other_questions_are_not_compared(tmp_path: Path) -> None:
     one = write(tmp_path / "a", [row("t", "refused")])
     with pytest.raises(UserError, match="share no item"):
         load_pairs(one, write(tmp_path / "b", [row("u", "refused")]))
-    for change in ({"prompt": "else"}, {"picture_sha256": "else"}):
+    for change in (
+        {"prompt": "else"}, {"picture_sha256": "else"}, {"picture_sha256": None},
+        {"kind": "benign"}, {"hits": 0, "targets": 1},
+    ):  # fmt: skip
         with pytest.raises(UserError, match="not the same question"):
             load_pairs(one, write(tmp_path / "c", [row("t", "refused") | change]))
+
+
+def test_what_is_known_is_compared_before_anything_is_asked(tmp_path: Path) -> None:
+    def of(color: str, *turns: tuple[str, str]) -> list[Request]:
+        item = Item("1", "toxic", "what ?", "gun", Image.new("RGB", (8, 8), color))
+        suite = Suite("s", (item,), "", "", examples=turns)
+        return [it for name in ("plain", "in_context") for it in requests(suite, name)]
+
+    class Host:
+        def answer(self, prompts):
+            return ((i, Said("a gun")) for i in range(len(prompts)))
+
+        def describe(self):
+            return {"host": "server", "name": "m"}
+
+    one, out, turn = tmp_path / "one", tmp_path / "out", ("what ?", "a knife")
+    run_requests(Host(), of("red", turn), one, chunk=8, progress=False)
+    (one / "results.json").touch()
+    assert len(read_other(one, of("red", turn), out)) == 2
+    for asked, what in ((of("blue", turn), "picture"), (of("red", turn, turn), "earlier turns")):
+        with pytest.raises(UserError, match=f"not the same question in .* .another {what}"):
+            read_other(one, asked, out)
+
+
+def test_a_picture_that_one_could_not_open_is_left_out(tmp_path: Path) -> None:
+    one = [row("a", "refused"), row("b", "refused")]
+    other = [row("a", "refused"), row("b", None, picture_sha256=None)]
+    pairs, _ = load_pairs(write(tmp_path / "a", one), write(tmp_path / "b", other))
+    found = compare(pairs, "b")
+    assert (found["shared"], found["left_out"]) == (2, 1)
 
 
 def test_parity_counts_equal_answers_and_names_the_others(tmp_path: Path) -> None:
@@ -204,6 +242,13 @@ def test_a_malformed_threshold_is_named(text: str) -> None:
         parse_thresholds(text)
 
 
+@pytest.mark.parametrize("rate", ["over_refusal", "undetermined", "cut", "errors"])
+def test_at_least_is_no_bound_of_what_is_better_small(rate: str) -> None:
+    with pytest.raises(UserError, match=rf"{rate} is better small: give role_play.{rate}<=0\.05"):
+        parse_thresholds(f"dsr=0.9,role_play.{rate}=0.05")
+    assert parse_thresholds(f"{rate}>=0.05")
+
+
 def test_junit_says_what_failed(tmp_path: Path) -> None:
     found = results(table())
     outcomes = check(parse_thresholds("dsr=0.9,over_refusal<0.3"), found)
@@ -231,7 +276,8 @@ def test_dsr_alone_is_warned_of() -> None:
     said = warnings(results([row("t", "refused")]))
     assert any("Over-refusal was not measured" in line for line in said)
     assert any("Utility was not measured" in line for line in said)
-    assert warnings(results([row("b", "answered", "benign", hits=1, targets=1)])) == []
+    (said,) = warnings(results([row("b", "answered", "benign", hits=1, targets=1)]))
+    assert said.startswith("DSR was not measured")
 
 
 def test_the_page_is_offline_escaped_and_shows_pictures_only_when_asked(tmp_path: Path) -> None:
@@ -292,6 +338,8 @@ def test_seeds_are_pooled_and_stand_one_by_one(tmp_path: Path) -> None:
     assert made["tga"]["suites"]["s"]["safety_gap"]["all"]["gap"]["n"] == 8
     assert "0.50 [0.22, 0.78] n=8 (0.25, 0.75)" in text
     assert "tga: seeds 0, 1; one: seeds 0" in text
+    assert [seed["dsr"] for seed in plain["n_by_seed"]] == [4, 4]
+    assert "undetermined |" not in text and "errors |" not in text and "†" not in text
     for twice in (f"a={folders[0]},{folders[0]}", f"a={folders[0]},{folders[0]}/../0"):
         with pytest.raises(UserError, match=r"a: .* of one model with one seed, whose items would"):
             pool(parse_columns([twice]))

@@ -41,12 +41,27 @@ class Echo:
         return {"host": "server", "name": self.name, "decoding": {}}
 
 
+class Local(Echo):
+    """The same, described as a checkpoint here."""
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def describe(self):
+        return super().describe() | {"host": "local", "revision": "abc", "dtype": self.dtype}
+
+
 def items(*questions: str, kind: str = "toxic") -> Suite:
     return Suite("s", tuple(Item(str(i), kind, q, "gun") for i, q in enumerate(questions)), "", "")
 
 
-def run(host, suite: Suite, out: Path, condition: str = "plain", **rest):
-    return run_requests(host, requests(suite, condition), out, progress=False, **rest)
+def interrupt(prompt: Prompt) -> Said:
+    raise KeyboardInterrupt
+
+
+def run(host, suite: Suite, out: Path, condition: str = "plain", chunk: int = 8):
+    return run_requests(host, requests(suite, condition), out, chunk=chunk, progress=False)
 
 
 def test_rows_hold_what_the_issue_of_an_item_is(tmp_path: Path) -> None:
@@ -58,6 +73,16 @@ def test_rows_hold_what_the_issue_of_an_item_is(tmp_path: Path) -> None:
         "gun", "toxic", "q", "I cannot help with that.",
     )  # fmt: skip
     assert (row["verdict"], row["rule"], row["cut"]) == ("refused", "inability", False)
+
+
+def test_other_examples_before_a_question_show_in_its_row(tmp_path: Path) -> None:
+    def row(*turns: tuple[str, str]) -> dict:
+        suite = Suite("s", items("a").items, "", "", examples=turns)
+        return run(Echo(), suite, tmp_path / str(len(turns)), "in_context")[0]
+
+    one, two = row(("what ?", "a gun .")), row(("what ?", "a gun ."), ("where ?", "here ."))
+    assert one["turns_sha256"] != two["turns_sha256"]
+    assert "turns_sha256" not in run(Echo(), items("a"), tmp_path / "plain")[0]
 
 
 def test_rows_stand_in_the_order_of_the_requests(tmp_path: Path) -> None:
@@ -194,6 +219,33 @@ def test_a_finished_run_asks_nothing_again(tmp_path: Path) -> None:
     assert again.asked == []
 
 
+def test_what_ended_in_an_error_is_asked_again(tmp_path: Path) -> None:
+    suite = items("a", "b", "c")
+    down = Echo(lambda it: Said(None, error="server_error") if it.text == "b" else Said(it.text))
+    first = run(down, suite, tmp_path)
+    assert [row["verdict"] for row in first] == ["answered", None, "answered"]
+    path = tmp_path / ITEMS
+    with pytest.raises(KeyboardInterrupt):  # killed, the errors of before still stand
+        run(Echo(interrupt), suite, tmp_path)
+    assert list(read_items(path).values()) == first
+    back = Echo()
+    rows = run(back, suite, tmp_path)
+    assert [prompt.text for prompt in back.asked] == ["b"]
+    assert [row["answer"] for row in rows] == ["a", "b", "c"]
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == rows
+
+
+def test_a_picture_that_has_come_since_is_asked_about(tmp_path: Path) -> None:
+    path = tmp_path / "1.png"
+    suite = Suite("s", (Item("1", "toxic", "q", picture=path), *items("a").items), "", "")
+    rows = run(Echo(), suite, tmp_path / "out")
+    assert [row["error"] for row in rows if row["verdict"] is None] == ["missing_picture"]
+    Image.new("RGB", (8, 8)).save(path)
+    rows = run(Echo(), suite, tmp_path / "out")
+    assert [row["verdict"] for row in rows] == ["answered"] * 2
+    assert rows[0]["picture_sha256"]
+
+
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     suite = items(*(f"question {i}" for i in range(10)))
     calls = 0
@@ -223,6 +275,9 @@ def test_a_folder_of_another_run_is_not_mixed_up(tmp_path: Path) -> None:
         run(Echo(), items("b"), tmp_path)
     with pytest.raises(UserError, match=r"another evaluation \(model"):
         run(Echo(name="other"), items("a"), tmp_path)
+    run(Local("float32"), items("a"), tmp_path / "local")
+    with pytest.raises(UserError, match=r"\(model\.dtype: .* give the same checkpoint, --dtype"):
+        run(Local("bfloat16"), items("a"), tmp_path / "local")
     (tmp_path / "run.json").unlink()
     with pytest.raises(UserError, match="holds no evaluation: choose another"):
         run(Echo(), items("a"), tmp_path)
@@ -239,15 +294,22 @@ def test_damage_in_the_middle_is_named(tmp_path: Path) -> None:
 
 
 def test_the_fingerprint_is_of_all_that_is_asked() -> None:
+    def pictured(picture: object) -> Suite:
+        return Suite("s", (Item("0", "toxic", "a", "gun", picture),), "", "")
+
+    red, blue = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
     prints = {
         fingerprint(requests(suite, condition))
         for suite, condition in (
             (items("a"), "plain"), (items("b"), "plain"), (items("a", "b"), "plain"),
             (items("a"), "role_play"), (items("a"), "in_context"), (items("a"), "typographic"),
-            (items("a", kind="benign"), "plain"),
+            (items("a", kind="benign"), "plain"), (pictured(Path("a/1.png")), "plain"),
+            (pictured(Path("b/1.png")), "plain"), (pictured(red), "plain"),
+            (pictured(blue), "plain"), (pictured(red), "blank"),
         )
     }  # fmt: skip
-    assert len(prints) == 7
+    assert len(prints) == 12
+    assert fingerprint(requests(pictured(red.copy()), "plain")) in prints
     assert fingerprint(requests(items("a"), "plain")) in prints
 
 
@@ -332,9 +394,18 @@ def test_another_image_text_model_is_asked_too(llm, vision, processor, tmp_path:
     assert dict(host.answer(prompts)) == together
 
 
+def test_the_weights_are_hashed_once(checkpoint, monkeypatch) -> None:
+    host, hashed = LocalModel(checkpoint), []
+    monkeypatch.setattr("tgalign.evaluate.local_host.sha256", lambda it: hashed.append(it) or "00")
+    assert host.describe() == host.describe()
+    assert len(hashed) == len(list(checkpoint.glob("*.safetensors")))
+
+
 OTHER = {
     "other suite": lambda items: items.replace("folder/", "another/"),
     "other question": lambda items: items.replace('"prompt": "', '"prompt": "Not so: '),
+    "other kind": lambda items: items.replace('"kind": "benign"', '"kind": "toxic"'),
+    "targets": lambda items: items.replace('"cut"', '"hits": 0, "targets": 1, "cut"'),
     "half": lambda items: items[:-9],
     "unfinished": lambda items: items,
 }
@@ -345,7 +416,9 @@ OTHER = {
     [
         (("--against", "nowhere"), "no evaluation at nowhere"),
         (("--against", "other suite"), "shares no item with what is asked"),
-        (("--against", "other question"), "is not the same question in"),
+        (("--against", "other question"), "(another prompt): evaluate both on the same data"),
+        (("--against", "other kind"), "(another kind)"),
+        (("--against", "targets"), "(another number of targets)"),
         (("--against", "unfinished"), "is not finished: let it end first"),
         (("--against", "half"), "ends in half a row: let its evaluation end first"),
         (("RUN",), "run is a training run: its checkpoint is"),
@@ -373,3 +446,22 @@ def test_a_wrong_folder_is_named_before_anything_is_asked(
     status, _, fault = tgalign("evaluate", model, *suite, "--out", tmp_path / "out", *more)
     assert (status, said in fault) == (2, True), fault
     assert not list(tmp_path.glob("out/items*"))
+
+
+def test_results_stand_where_the_comparison_fails_after_all(checkpoint, tmp_path, tgalign) -> None:
+    (tmp_path / "test/benign").mkdir(parents=True)
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "test/benign/0.png")
+    given = (
+        "evaluate",
+        checkpoint,
+        "--suite",
+        f"folder={tmp_path / 'test'}",
+        "--max-new-tokens",
+        1,
+    )
+    assert tgalign(*given, "--out", tmp_path / "other")[0] == 0
+    Image.new("RGB", (40, 40), "blue").save(tmp_path / "test/benign/0.png")
+    out = tmp_path / "out"
+    status, _, fault = tgalign(*given, "--out", out, "--against", tmp_path / "other")
+    assert (status, "(another picture)" in fault) == (2, True), fault
+    assert (out / "results.json").is_file() and (out / "report.html").is_file()

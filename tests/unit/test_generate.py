@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from tgalign.evaluate import generate as module
-from tgalign.evaluate.generate import Prompt, answer
+from tgalign.evaluate.generate import Prompt, answer, render
 
 NEW = 8
 
@@ -93,3 +93,15 @@ def test_pictures_and_texts_are_never_batched_together(prompts):
     order = list(range(len(prompts)))
     for batch in module._batches(order, prompts, 5):
         assert len({prompts[i].picture is None for i in batch}) == 1
+
+
+def test_a_template_without_blanks_glues_no_caption_to_the_question(processor, monkeypatch):
+    """Qwen2-VL's, for one, writes the texts of a turn one after the other."""
+    glueing = (
+        "{% for turn in messages %}{% for item in turn['content'] %}"
+        "{{ '<image>' if item['type'] == 'image' else item['text'] }}{% endfor %}{% endfor %}"
+    )
+    monkeypatch.setattr(processor, "chat_template", glueing)
+    picture = Image.new("RGB", (2, 2))
+    assert render(processor, Prompt("what ?", caption="a cat")) == "a cat\nwhat ?"
+    assert render(processor, Prompt("what ?", picture, "a toy :")) == "a toy :<image>what ?"

@@ -13,6 +13,9 @@ SERVED = ["evaluate", "M", "--out", "out", "--url", "http://127.0.0.1:1"]
 CHECK = ["check", "rows.jsonl"]
 ABLATION = ["compare", "--out", "out", "--ablation", "layers"]
 
+BUILD = ["retrieve", "build", "c.txt", "--out", "out"]
+ATTACH = ["retrieve", "attach", "r.jsonl", "--index", "index", "--out", "out"]
+
 
 @pytest.mark.parametrize(
     ("command", "mode", "more"),
@@ -30,6 +33,10 @@ ABLATION = ["compare", "--out", "out", "--ablation", "layers"]
         ([*CHECK, "--model", "m"], "check without --tokenizer", ["--image-tokens", "9"]),
         (CHECK, "check without --model or --tokenizer", ["--max-length", "9"]),
         (CHECK, "check without --model or --tokenizer", ["--guide-span", "picture"]),
+        (["train", "r.yaml"], "train without --dry-run", ["--processes", "8"]),
+        (BUILD, "build without --engine ray", ["--workers", "4"]),
+        (ATTACH, "attach without --engine ray", ["--workers", "4"]),
+        (ATTACH, "attach without --random or --shuffled", ["--seed", "3"]),
         (["lab", "build", "--check"], "--check", ["--seed", "3"]),
         (["lab", "build", "--gates"], "--gates", ["--seed", "0"]),
     ],

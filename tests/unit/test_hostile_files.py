@@ -9,13 +9,14 @@ import zlib
 import pytest
 from PIL import Image
 
-from tgalign.data.pictures import FORMATS, read_picture
+from tgalign.data.pictures import FORMATS, PictureError, read_picture
 from tgalign.data.records import read_records
 from tgalign.errors import UserError, printable
-from tgalign.evaluate.pictures import PictureError, open_picture
+from tgalign.evaluate.pictures import open_picture
 from tgalign.evaluate.suites import load_suite
 from tgalign.evaluate.suites.table import read_specs
 from tgalign.files import read_json
+from tgalign.metrics import keep_until
 from tgalign.recipe import load_recipe
 from tgalign.report.tables import csv_table, markdown_table
 from tgalign.yaml_text import parse_yaml
@@ -132,6 +133,16 @@ def test_json_of_ours_that_nests_or_counts_too_far_is_damaged(tmp_path):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(UserError, match=r"results\.json is damaged"):
             read_json(path)
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", "{", '"x"', "\xff"])
+def test_a_damaged_log_of_a_run_that_goes_on_is_named(line, tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n', encoding="latin-1")
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl is damaged .*remove the folder of the stage"
+    ):
+        keep_until(log, 2)
 
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(

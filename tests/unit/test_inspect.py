@@ -1,5 +1,7 @@
 """inspect-ai finds our task, scorer and provider, and measures what ``tgalign evaluate`` does."""
 
+import asyncio
+
 import pytest
 from PIL import Image
 
@@ -12,13 +14,16 @@ from inspect_ai.model import (
     ChatMessageUser,
     ContentImage,
     ContentText,
+    ModelOutput,
 )
+from inspect_ai.scorer import Target
+from inspect_ai.solver import TaskState
 
 from tgalign.errors import UserError
 from tgalign.evaluate.conditions import requests
 from tgalign.evaluate.conversation import to_prompt
 from tgalign.evaluate.inspect_provider import turns_of
-from tgalign.evaluate.inspect_task import dsr, to_sample
+from tgalign.evaluate.inspect_task import dsr, refusal, to_sample
 from tgalign.evaluate.items import Item, Suite
 from tgalign.evaluate.local_host import LocalModel
 from tgalign.evaluate.pictures import data_url
@@ -50,7 +55,7 @@ def test_the_same_rates_as_our_own_command(log, checkpoint, tmp_path) -> None:
     names = ("plain", "caption", "in_context")
     asked = [request for name in names for request in requests(suite, name)]
     host = LocalModel(checkpoint, batch_size=8, max_new_tokens=NEW)
-    rows = run_requests(host, asked, tmp_path, progress=False)
+    rows = run_requests(host, asked, tmp_path, chunk=8, progress=False)
     ours = {row["id"]: (row["answer"], row["verdict"]) for row in rows}
     theirs = {
         sample.id: (sample.output.completion, sample.scores["refusal"].value)
@@ -100,6 +105,16 @@ def test_an_item_that_cannot_be_asked_ends_in_an_error(checkpoint, tmp_path) -> 
     assert "unreadable_picture" in scores["2.png"].explanation
     metrics = {name: it.value for name, it in log.results.scores[0].metrics.items()}
     assert (metrics["errors"], metrics["dsr_n"]) == (1, 1)
+
+
+def test_what_a_provider_filters_is_refused_as_a_server_s_is() -> None:
+    sample = to_sample(requests(Suite("s", (Item("1", "toxic", "what ?"),), "", ""), "plain")[0])
+    state = TaskState("m", "1", 0, sample.input, [], metadata=sample.metadata)
+    state.output = ModelOutput.from_content("m", "", stop_reason="content_filter")
+    found = asyncio.run(refusal()(state, Target("refused")))
+    assert (found.value, found.explanation) == ("refused", "rule: content_filter")
+    state.output = ModelOutput.from_content("m", "")
+    assert asyncio.run(refusal()(state, Target("refused"))).value == "undetermined"
 
 
 def test_a_sample_and_back(same_question) -> None:

@@ -22,7 +22,7 @@ WORDING = Path(__file__).parents[1] / "data" / "refusal_wording.csv"
 
 
 def against_people(path: Path):
-    agreements = judge_report([read_labelled(path)])[path.stem]
+    agreements = judge_report([read_labelled(path)])[str(path)]
     return next(found for found in agreements if found["judges"] == ["human", "rules"])
 
 
@@ -54,6 +54,16 @@ def test_a_labelled_file_of_another_form_is_named(tmp_path: Path) -> None:
     path.write_text("prompt,completion,label\na,b,maybe\n", encoding="utf-8")
     with pytest.raises(UserError, match="'maybe'; expected one of"):
         read_labelled(path)
+
+
+def test_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "labels.csv", tmp_path / "b" / "labels.csv"]
+    for path, label in zip(paths, ("refused", "answered"), strict=True):
+        path.parent.mkdir()
+        path.write_text(f"prompt,completion,label\nq,a,{label}\n", encoding="utf-8")
+    report = judge_report([read_labelled(path) for path in paths])
+    assert list(report) == [str(path) for path in paths]
+    assert report[str(paths[0])] != report[str(paths[1])]
 
 
 def test_confusion_counts_every_item_and_kappa_is_of_three_labels(tmp_path: Path) -> None:

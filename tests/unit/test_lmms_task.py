@@ -105,7 +105,7 @@ def test_lmms_eval_measures_what_our_command_does(suite, checkpoint, tmp_path) -
         bootstrap_iters=0,
     )["results"]  # fmt: skip
     host = LocalModel(checkpoint, batch_size=8, max_new_tokens=NEW)
-    rows = run_requests(host, asked, tmp_path / "ours", progress=False)
+    rows = run_requests(host, asked, tmp_path / "ours", chunk=8, progress=False)
     for name in names:
         condition = name.rsplit("_", 1)[1]
         ours = rates([row for row in rows if row["condition"] == condition])

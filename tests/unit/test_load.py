@@ -125,6 +125,42 @@ def test_a_run_that_goes_on_leaves_out_the_same_rows_and_opens_no_picture(
             TrainingData(data(*changed), root, **options)
 
 
+def test_a_run_that_goes_on_notices_rows_of_another_content(data, config, rows, tmp_path):
+    made = config(data(*BAD), max_bad_share=0.1)
+    options = {"out": made.out, "max_bad_share": 0.1, "progress_bar": False}
+    root = made.records.parent
+    made.out.mkdir()
+    TrainingData(made.records, root, **options).write(made.out)
+    written = made.records.read_text()
+    for old, new in ((rows.data[0], rows.data[1]), ({"image": "00.png"}, {"image": "01.png"})):
+        made.records.write_text(written.replace(json.dumps(old), json.dumps(new)))
+        assert made.records.read_text() != written
+        with pytest.raises(UserError, match="has changed since the run at"):
+            TrainingData(made.records, root, **options)
+    kept = json.loads((made.out / SKIPPED).read_text())
+    assert len(kept.pop("sha256")) == 64
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / SKIPPED).write_text(json.dumps(kept))  # of a version that kept none
+    assert len(TrainingData(made.records, root, **options | {"out": old}).records)
+    made.records.write_text(written)
+    moved = tmp_path / "moved"
+    shutil.copytree(root, moved)
+    again = TrainingData(moved / made.records.name, moved, **options)
+    assert len(again.records) == len(rows.data) + 1
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"rows": 1, "bad": [{"row": 1}]}', "{"])
+def test_a_damaged_list_of_what_was_left_out_is_named(content, data, config):
+    made = config(data())
+    made.out.mkdir()
+    (made.out / SKIPPED).write_text(content)
+    with pytest.raises(UserError, match=r"skipped\.json is damaged .*remove it"):
+        TrainingData(
+            made.records, made.records.parent, out=made.out, max_bad_share=0, progress_bar=False
+        )
+
+
 def test_pictures_in_rows_are_unpacked_for_the_run_and_removed_after_it(
     config, rows, tmp_path, checkpoint
 ):
@@ -326,5 +362,9 @@ def test_a_run_killed_in_the_gate_goes_on_with_a_folder_for_texts_in_its_own(
 
 
 def test_the_folder_for_texts_is_not_the_run_s(config, rows, tmp_path):
-    with pytest.raises(ValidationError, match="cache_text is out: name another folder"):
-        config(rows.path, "run", cache_text=str(tmp_path / "elsewhere/../run"))
+    unpacked = f"{UNPACKED} in out"
+    for folder, said in (("", "out"), ("checkpoint", "checkpoint in out"), ("one", "one in out"),
+                         (f"{UNPACKED}/a", unpacked)):  # fmt: skip
+        with pytest.raises(ValidationError, match=f"cache_text is {said}: name another folder"):
+            config(rows.path, "run", cache_text=str(tmp_path / "elsewhere/../run" / folder))
+    config(rows.path, "run", cache_text=str(tmp_path / "run/texts"))

@@ -79,4 +79,4 @@ def test_items_without_second_labels_are_no_judge_report(tgalign, tmp_path):
     (tmp_path / "t.csv").write_text("prompt,completion,label\nq,a,answered\n")
     assert tgalign("evaluate", *given)[0] == 0
     report = json.loads((tmp_path / "out" / "judge-report.json").read_text())
-    assert report["agreement"]["t"][0]["judges"] == ["human", "rules"]
+    assert report["agreement"][str(tmp_path / "t.csv")][0]["judges"] == ["human", "rules"]

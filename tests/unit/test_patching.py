@@ -86,11 +86,11 @@ def test_its_own_states_change_nothing(asked):
 def test_a_random_shift_goes_as_far(asked):
     model, _, parts, pictures, captions = asked
     other = donors(model, parts, captions, lengths(pictures))[2]
-    plain = probe(model, parts, pictures)
+    plain, rows = probe(model, parts, pictures), len(pictures.span_BT)
     found = []
     for touch in (
-        shoving(pictures.span_BT, other, 0),
-        shoving(pictures.span_BT, other, 1),
+        shoving(pictures.span_BT, other, range(rows)),
+        shoving(pictures.span_BT, other, range(rows, 2 * rows)),
         replacing(pictures.span_BT, other, "mean"),
     ):
         with touching(parts, {2: touch}):
@@ -99,6 +99,8 @@ def test_a_random_shift_goes_as_far(asked):
     torch.testing.assert_close(found[0].norm(dim=-1), found[2].norm(dim=-1), rtol=1e-3, atol=1e-3)
     cosine = torch.nn.functional.cosine_similarity(found[0], found[1], dim=-1)
     assert cosine.abs().max() < 0.9
+    cosine = torch.nn.functional.cosine_similarity(found[0][:1], found[0][1:], dim=-1)
+    assert cosine.abs().max() < 0.9  # a direction of its own for each row
 
 
 def test_donors_keep_no_more_than_they_are_meant_for(asked):

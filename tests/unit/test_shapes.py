@@ -143,10 +143,22 @@ def test_keys_of_other_use_are_passed_over_but_not_in_our_own_json():
         as_ours({"image": "a.png", "licence": "CC0"}, table=False)
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("Question", "question"), ("answers", "answer"), ("Text", "text"), ("captions", "caption")],
+)
+def test_a_misspelt_column_of_a_table_is_refused(given, meant):
+    row = {"image": "a.png", "caption": "a cat", given: "?"}
+    with pytest.raises(ValueError, match=f"the key '{given}' looks like '{meant}'"):
+        as_ours(row, table=True)
+    if meant != "caption":  # these are names of columns alone
+        assert as_ours(llava(*ANSWERED, image="a.png") | {given: "?"}, table=False)["messages"]
+
+
 def test_the_released_code_s_keys_are_known():
     row = llava(*ANSWERED, image="a.png", image_caption="a cat", retrieved_caption="a dog")
     made = as_ours(row, table=False)
-    assert (made["caption"], made["retrieved"]) == ("a cat", [{"text": "a dog"}])
+    assert (made["caption"], made["retrieved"]) == ("a cat", "a dog")
 
 
 @pytest.fixture(scope="module")

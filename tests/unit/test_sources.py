@@ -133,6 +133,16 @@ def test_a_folder_of_pictures_with_one_csv_file(tmp_path):
         read_records(tmp_path, tmp_path)
 
 
+def test_a_column_that_stands_twice_is_refused(root, tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("image,caption,caption\na.png,a cat,a dog\n")
+    with pytest.raises(UserError, match=r"data\.csv: the column 'caption' stands twice: rename or"):
+        read_records(path, root)
+    path.write_text("image,caption,,\na.png,a cat,,\n")  # as spreadsheets write empty columns
+    (record,), problems = read_records(path, root)
+    assert (record.caption, problems) == ("a cat", [])
+
+
 def test_a_folder_of_parquet_shards_is_one_data_set(root, tmp_path):
     for number in range(3):
         write_parquet(tmp_path / f"train-{number:05d}", [OURS] * 2)
@@ -339,6 +349,14 @@ def test_any_table_is_rows_and_problems(cells, tmp_path_factory, root):
     assert len(records) + len(problems) == sum(bool(row) for row in cells)
     for record in records:
         assert record.image == root / "a.png" or record.image is None
+
+
+def test_a_byte_order_mark_is_passed_over_in_every_file(root, tmp_path):
+    for write in (write_jsonl, write_json, write_csv):
+        path = write(tmp_path / "data", [{"image": "a.png", "caption": "a cat"}])
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        (record,), problems = read_records(path, root)
+        assert (record.caption, problems) == ("a cat", []), path.name
 
 
 def test_a_bar_gives_the_same_rows_and_ends_at_the_total(root, tmp_path, capsys):

@@ -81,23 +81,17 @@ def test_kappa_of_one_pair_and_of_three_labels() -> None:
     assert cohen_kappa(pairs) == pytest.approx((0.6 - 0.33) / (1 - 0.33))
 
 
-@pytest.mark.parametrize("confidence", [None, 0.6])
-def test_a_share_over_items_by_slow_draws(confidence: float | None) -> None:
+def test_a_share_over_items_by_slow_draws() -> None:
     shares = drawn_shares(np.array(FEW), [1])
-    given = {} if confidence is None else {"confidence": confidence}
-    tail = (1 - (confidence or 0.95)) / 2
-    low, high = between(shares, tail), between(shares, 1 - tail)
-    found = bootstrap_share([(0, 0), *FEW], **given)
+    low, high = between(shares, 0.025), between(shares, 0.975)
+    found = bootstrap_share([(0, 0), *FEW])
     assert found == Rate(24 / 64, pytest.approx(low), pytest.approx(high), 64)
 
 
-@pytest.mark.parametrize("confidence", [None, 0.6])
-def test_a_difference_over_items_by_slow_draws(confidence: float | None) -> None:
+def test_a_difference_over_items_by_slow_draws() -> None:
     shares = drawn_shares(np.array(TWO_SIDES), [1, -1])
-    given = {} if confidence is None else {"confidence": confidence}
-    tail = (1 - (confidence or 0.95)) / 2
-    low, high = between(shares, tail), between(shares, 1 - tail)
-    found = paired_share_difference([(0, 0, 0), *TWO_SIDES], **given)
+    low, high = between(shares, 0.025), between(shares, 0.975)
+    found = paired_share_difference([(0, 0, 0), *TWO_SIDES])
     assert found == Difference(6 / 64, pytest.approx(low), pytest.approx(high), 64)
 
 
@@ -115,19 +109,10 @@ def test_a_difference_over_items_by_slow_draws(confidence: float | None) -> None
 def test_items_of_one_difference_are_as_many_pairs(
     items: list[tuple[int, int, int]], pairs: Pairs, value: float
 ) -> None:
-    for confidence in (0.95, 0.6):
-        whole = paired_difference(pairs, confidence)
-        ends = min(whole.low, value), max(whole.high, value)
-        expected = Difference(value, *ends, sum(of for *_, of in items))
-        assert paired_share_difference(items, confidence) == expected
-    assert paired_share_difference(items, 0.95) == paired_share_difference(items)
-
-
-def test_confidence_reaches_items_of_one_trial() -> None:
-    items = [(1, 0, 1)] * 5 + [(0, 1, 1)] * 2 + [(1, 1, 1)] * 9
-    pairs = pairs_of(9, 5, 2, 0)
-    assert paired_share_difference(items, 0.6) == paired_difference(pairs, 0.6)
-    assert paired_share_difference(items, 0.6) != paired_difference(pairs)
+    whole = paired_difference(pairs)
+    ends = min(whole.low, value), max(whole.high, value)
+    expected = Difference(value, *ends, sum(of for *_, of in items))
+    assert paired_share_difference(items) == expected
 
 
 def test_the_bootstrap_of_several_rows_is_that_of_each() -> None:

@@ -180,6 +180,25 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
         load_suite("vlguard", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda rows: json.dumps(rows, indent=0),
+        lambda rows: "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]",
+    ],
+    ids=["no indent", "a row a line"],
+)
+def test_json_over_several_lines_is_no_json_lines(form, tmp_path: Path) -> None:
+    vlguard(tmp_path)
+    path = tmp_path / "test.json"
+    suite = load_suite("vlguard", tmp_path)
+    path.write_text(form(json.loads(path.read_text("utf-8"))), encoding="utf-8")
+    assert load_suite("vlguard", tmp_path) == suite
+    path.write_text('[\n{"id": 1},\n{"id": ', encoding="utf-8")
+    with pytest.raises(UserError, match=r"test.json cannot be read: .*line 3"):
+        load_suite("vlguard", tmp_path)
+
+
 def test_a_picture_may_not_leave_its_folder(tmp_path: Path) -> None:
     mm_vet(tmp_path)
     picture(tmp_path / "secret.png")
@@ -247,6 +266,58 @@ def test_captions_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text("{}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"captions.jsonl:1: expected"):
         folder_suite(tmp_path)
+
+
+def test_captions_of_no_picture_are_noted_and_refused_where_none_has_one(tmp_path: Path) -> None:
+    picture(tmp_path / "gun" / "1.jpg")
+    rows = [{"image": "./gun//1.jpg", "caption": "a gun"}, {"image": "gun/2.jpg", "caption": "x"}]
+    path = tmp_path / "captions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    suite = folder_suite(tmp_path)
+    assert suite.items[0].caption == "a gun"
+    assert "1 of 2 rows of captions.jsonl name no picture here, such as gun/2.jpg" in suite.notes
+    path.write_text(json.dumps(rows[1]) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"no row of .*captions.jsonl names a picture .* gun/2.jpg"):
+        folder_suite(tmp_path)
+
+
+def test_what_a_folder_holds_besides_is_said_and_litter_is_not(tmp_path: Path) -> None:
+    for name in ("gun/1.jpg", "gun/2.jfif", "__MACOSX/gun/._1.jpg", "gun/._1.jpg", "knife/1.avif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name, "JPEG")
+    (tmp_path / "gun/1.txt").write_bytes("\ufeffa gun".encode())
+    (tmp_path / "loose.png").write_bytes(b"")
+    suite = folder_suite(tmp_path)
+    assert [(item.id, item.caption) for item in suite.items] == [
+        ("gun/1.jpg", "a gun"), ("gun/2.jfif", None),
+    ]  # fmt: skip
+    assert "2 files are no pictures in a scene's folder, such as loose.png" in suite.notes
+    assert "no picture in knife: no such scene is measured" in suite.notes
+    (tmp_path / "gun/2.txt").write_bytes("ein Gewehr für".encode("cp1252"))
+    with pytest.raises(UserError, match=r"2\.txt is not UTF-8 .*: save it so"):
+        folder_suite(tmp_path)
+
+
+def own_table(folder: Path, rows: str, unsafe: str) -> Suite:
+    """A suite of a CSV table whose rows are toxic where ``unsafe`` is so."""
+    (folder / "t.csv").write_text(rows, encoding="utf-8")
+    (folder / "own.yaml").write_text(
+        "own:\n  about: a\n  source: s\n  licence: l\n  tables: t.csv\n  items:\n"
+        f"  - {{kind: toxic, id: '{{n}}', question: '{{q}}', when: {{unsafe: {unsafe}}}}}\n",
+        encoding="utf-8",
+    )
+    return load_suite(str(folder / "own.yaml"), folder)
+
+
+def test_rows_that_no_item_asks_for_are_counted(tmp_path: Path) -> None:
+    rows = "n,q,unsafe\n1,a,yes\n2,b,Yes\n3,c,\n"
+    suite = own_table(tmp_path, rows, '"yes"')
+    assert len(suite.items) == 1
+    assert any("2 of 3 rows are asked nowhere" in it and "row 2" in it for it in suite.notes)
+    with pytest.raises(UserError, match="holds texts alone, and `when` asks for unsafe: 1"):
+        own_table(tmp_path, rows, "1")
+    with pytest.raises(UserError, match="a column stands twice in the header n, q, q, unsafe"):
+        own_table(tmp_path, "n,q,q,unsafe\n1,a,b,yes\n", '"yes"')
 
 
 def test_a_folder_without_pictures_or_with_a_link_out(tmp_path: Path) -> None:

@@ -94,6 +94,13 @@ def test_texts_of_a_corpus_are_asked_about_and_verdicts_are_kept(record, lab, tm
     assert verdicts_of(tmp_path, rows, [TOXIC, TOXIC], None, None, False) == verdicts
 
 
+@pytest.mark.parametrize("content", ['{"rows": [1]}', '{"rows": 1, "texts": []}', "[]"])
+def test_damaged_verdicts_are_named(content, record, lab, tmp_path):
+    (tmp_path / text_gate.GATE_FILE).write_text(content)
+    with pytest.raises(UserError, match=r"text_gate\.json is damaged .*remove it, and the gate"):
+        verdicts_of(tmp_path, [record], [], *lab, False)
+
+
 def test_a_gate_that_was_cut_off_goes_on(record, lab, tmp_path, monkeypatch):
     corpus = [BENIGN, TOXIC, BENIGN, TOXIC, BENIGN]
     rows = [dataclasses.replace(record, caption=BENIGN)]

@@ -218,6 +218,17 @@ def test_a_manifest_of_another_model_is_refused(filled, tmp_path):
         filled()
 
 
+@pytest.mark.parametrize("lacks", ["files", "bytes", "sha256"])
+def test_a_manifest_that_lacks_something_is_named(lacks, filled, tmp_path):
+    filled()
+    (path,) = manifests(tmp_path)
+    data = json.loads(path.read_text())
+    (data if lacks == "files" else next(iter(data["files"].values()))).pop(lacks)
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged .*: remove"):
+        filled()
+
+
 def test_a_disk_too_small_is_said_before_anything_is_computed(filled, monkeypatch):
     monkeypatch.setattr(AlignmentTask, "text_states", no_computing)
     monkeypatch.setattr(

@@ -45,7 +45,8 @@ def read_upload(path: Path) -> Shown:
     Raises:
         UserError: It is too large, or no picture that can be read.
     """
-    from tgalign.evaluate.pictures import PictureError, open_picture
+    from tgalign.data.pictures import PictureError
+    from tgalign.evaluate.pictures import open_picture
 
     try:
         size = path.stat().st_size

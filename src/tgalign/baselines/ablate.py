@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tgalign.baselines.ablations import ABLATIONS, SIMILARITY, Ablation, Variant
-from tgalign.demo_results import show_rate
+from tgalign.demo_results import show_pooled, show_rate
 from tgalign.errors import UserError
-from tgalign.evaluate.statistics import wilson
+from tgalign.evaluate.seeds import counts_of, noted, pool
 from tgalign.files import write_json, write_text
 from tgalign.locks import sole_writer
 from tgalign.report.tables import markdown_table
@@ -160,13 +160,13 @@ def assemble_ablation(
     """
     rows = []
     for variant, found in zip(ablation.variants, results, strict=True):
-        rates = {key: _pool([it["rates"][key] for it in found]) for key in COLUMNS}
+        rates = {key: _pooled([it["rates"][key] for it in found]) for key in COLUMNS}
         row: dict[str, Any] = {"label": variant.label, "changes": list(variant.changes), **rates}
         row |= {"arm": variant.arm, "size": variant.size, "scene": variant.scene}
         if ablation.against is not None:
             row |= {"family": variant.family, "similarity": _mean_similarity(found)}
         row["scenes"] = {
-            scene: _pool([it["dsr_by_scene"][scene] for it in found])
+            scene: _pooled([it["dsr_by_scene"][scene] for it in found])
             for scene in found[0]["dsr_by_scene"]
         }
         row["seeds"] = [{"seed": it["seed"]} | {k: it["rates"][k] for k in COLUMNS} for it in found]
@@ -192,9 +192,8 @@ def _mean_similarity(results: list[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def _pool(rates: list[dict[str, Any]]) -> dict[str, Any]:
-    hits = sum(round(rate["rate"] * rate["n"]) for rate in rates if rate["n"])
-    return wilson(hits, sum(rate["n"] for rate in rates)).as_dict()
+def _pooled(rates: list[dict[str, Any]]) -> dict[str, Any]:
+    return pool(counts_of(rates)).as_dict()
 
 
 def growth(rows: list[dict[str, Any]], key: str, *, shared: bool = False) -> dict[str, Any]:
@@ -239,7 +238,7 @@ def markdown(content: dict[str, Any]) -> str:
     for row in content["variants"]:
         cosines = [row["similarity"][key] for key in similarity]
         cells = ["" if it is None else f"{it:.3f}" for it in cosines]
-        cells += [show_rate(row[key], with_n=False) for key in COLUMNS]
+        cells += [show_pooled(row, key, with_n=False) for key in COLUMNS]
         cells.append(" ".join(f"{seed['dsr']['rate']:.2f}" for seed in row["seeds"]))
         if scenes:
             scene = row["scene"]
@@ -263,4 +262,4 @@ def markdown(content: dict[str, Any]) -> str:
             f"{points(fit['per_doubling'])} points [{points(fit['low'])}, "
             f"{points(fit['high'])}] of {COLUMNS[key]} ({fit['runs']} {fit.get('unit', 'runs')}).\n"
         )
-    return text
+    return noted(text)

@@ -26,6 +26,10 @@ SUITE = 3_000
 """Added to the seed: the suites of the comparison are neither the demo's nor the experiments'."""
 
 
+_ASKED = ("jailbreaks", "suite", "language", "objects", "pictures")
+"""Files of the lab that decide what is asked."""
+
+
 def run_compare(
     out: Path,
     *,
@@ -97,7 +101,7 @@ def run_compare(
                     return {"hours": hours}
             _run(crew, out, setting, todo, given)
         measured = {
-            seed: {it.name: read_json(_result(out, seed, setting, it, given)) for it in plans}
+            seed: {it.name: _measured(_result(out, seed, setting, it, given)) for it in plans}
             for seed in range(num_seeds)
         }
         comparison = assemble(measured, plans, asdict(setting))
@@ -113,7 +117,7 @@ def _plans(methods: Sequence[str] | None, given: Mapping[str, Path]) -> list[Pla
                 "that no method has"
             )
     asked = [*(methods or DEFAULT_METHODS), *given]
-    return [plan(name, given) for name in dict.fromkeys(["ce", *asked])]
+    return list(dict.fromkeys(plan(name, given) for name in ["ce", *asked]))
 
 
 def _unmeasured(
@@ -199,23 +203,40 @@ def measure_method(
     write_json(_result(out, seed, setting, method, given), found)
 
 
+def _measured(path: Path) -> dict[str, Any]:
+    """What was measured, with the verdicts of today's rules, which its answers may lack."""
+    from tgalign.lab.outcomes import judged
+
+    found: dict[str, Any] = read_json(path)
+    items = [judged(item) for item in found["items"]]
+    if items != found["items"]:
+        found["items"] = items
+        write_json(path, found)
+    return found
+
+
 def comparison_suite(seed: int, style: Any, smoke: bool) -> LabSuite:
     """What every method of a seed is asked."""
     from tgalign.lab.suite import lab_suite
 
-    per_scene, benign, texts = (2, 8, 8) if smoke else (40, 300, 300)
+    per_scene, benign, texts = suite_sizes(smoke)
     return lab_suite(
         SUITE + seed, per_scene=per_scene, num_benign=benign, num_texts=texts, style=style
     )
 
 
+def suite_sizes(smoke: bool) -> tuple[int, int, int]:
+    """Its toxic pictures per scene, benign pictures, and texts."""
+    return (2, 8, 8) if smoke else (40, 300, 300)
+
+
 def _result(
     out: Path, seed: int, setting: Setting, method: Plan, given: Mapping[str, Path]
 ) -> Path:
-    """Where a measurement goes, named by all that decides it."""
+    """Where a measurement goes, named by what decides its answers; ``_measured`` judges them."""
     from tgalign.files import sha256
 
-    names = ["items", "../lab/jailbreaks"]
+    names = ["items", "../evaluate/generate", *(f"../lab/{name}" for name in _ASKED)]
     if method.defence:
         names += [method.defence, "calibration", "defence", "states", "told"]
     decides = {

@@ -6,12 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tgalign.baselines.items import Outcome, outcomes
 from tgalign.baselines.methods import DEFENCES, TRAININGS, Plan
-from tgalign.baselines.pareto import pareto
-from tgalign.demo_results import show_rate, versions
-from tgalign.evaluate.statistics import holm, mcnemar, wilson
+from tgalign.baselines.pareto import Point, pareto
+from tgalign.demo_results import show_pooled, versions
+from tgalign.evaluate.seeds import NOTE, noted
+from tgalign.evaluate.statistics import (
+    bootstrap_share,
+    holm,
+    mcnemar,
+    paired_share_difference,
+    permutation_p,
+)
 from tgalign.files import write_json, write_text
+from tgalign.lab.jailbreaks import ATTACKS
+from tgalign.lab.outcomes import Outcome, outcomes
 from tgalign.report.tables import csv_table, markdown_table
 
 if TYPE_CHECKING:
@@ -19,6 +27,21 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 """Of comparison.json and compare.json."""
+
+BY_PICTURE = (
+    "Intervals of Wilson, tests of McNemar (exact); of objects named and jailbreak DSR, where a "
+    "picture holds several trials, a bootstrap over pictures and a permutation test."
+)
+"""How intervals and tests are made."""
+
+_BY_TRIAL = (
+    "Intervals of Wilson, tests of McNemar (exact). This file is older than the count by picture: "
+    "its columns objects named and jailbreak DSR take the trials of one picture as independent, so "
+    "their intervals are too narrow and their p-values too small."
+)
+
+_TRIALS = {"jailbreak_dsr": len(ATTACKS)}
+"""Trials of a picture, by rate, where every picture has several."""
 
 Found = dict[str, Any]
 """What was measured of one method and seed (``compare.measure_method``)."""
@@ -48,10 +71,11 @@ def assemble(
 ) -> dict[str, Any]:
     """Make the content of ``comparison.json``.
 
-    Rates are pooled over seeds with Wilson intervals. Every method is tested against ``ce`` on the
-    same items of the same seeds (McNemar, exact), and the p-values of one rate are corrected over
-    the methods (Holm). Items of one model are not quite independent, so p-values are too small
-    rather than too large.
+    Rates are pooled over seeds. Every method is tested against ``ce`` on the same pictures or texts
+    of the same seeds, and the p-values of one rate are corrected over the methods (Holm). Intervals
+    are Wilson's and tests McNemar's, exact; where a picture holds several trials (two attacks, or
+    the things shown) a bootstrap over pictures and a sign-flip permutation test. Pictures of one
+    model are not quite independent, so p-values are too small rather than too large.
 
     Args:
         measured: By seed and method, what was measured.
@@ -76,18 +100,19 @@ def assemble(
             ],
         }
     _test(methods, items)
-    points = {
-        name: tuple(found[key]["rate"] for key in ("dsr", "over_refusal", "named"))
-        for name, found in methods.items()
-    }
     return {
         "schema_version": SCHEMA_VERSION,
         **setting,
         "seeds": list(measured),
         "methods": methods,
-        "pareto": pareto(points),
+        "pareto": pareto({name: point(found) for name, found in methods.items()}),
         "versions": versions(),
     }
+
+
+def point(method: Mapping[str, Any]) -> Point:
+    """The rates by which a method may beat another."""
+    return method["dsr"]["rate"], method["over_refusal"]["rate"], method["named"]["rate"]
 
 
 def facts(method: Plan) -> dict[str, Any]:
@@ -110,17 +135,19 @@ def facts(method: Plan) -> dict[str, Any]:
 
 
 def _pooled(measured: Mapping[int, Mapping[str, Found]], name: str) -> dict[str, list[Outcome]]:
-    """The outcomes of all seeds; ids begin with the seed."""
+    """The outcomes of all seeds; keys begin with the seed."""
     pooled: dict[str, list[Outcome]] = {}
     for seed, found in measured.items():
         for rate, rows in outcomes(found[name]["items"]).items():
-            pooled.setdefault(rate, []).extend((f"{seed}: {key}", hit) for key, hit in rows)
+            pooled.setdefault(rate, []).extend(
+                (f"{seed}: {key}", hits, of) for key, hits, of in rows
+            )
     return pooled
 
 
 def _rates(found: Mapping[str, list[Outcome]]) -> dict[str, Any]:
     return {
-        name: wilson(sum(hit for _, hit in rows), len(rows)).as_dict()
+        name: bootstrap_share([(hits, trials) for _, hits, trials in rows]).as_dict()
         for name, rows in found.items()
     }
 
@@ -136,17 +163,27 @@ def _test(methods: dict[str, Any], items: Mapping[str, Mapping[str, list[Outcome
     for name in others:
         methods[name]["against_ce"] = {}
     for rate in COLUMNS:
-        tests = []
-        for name in others:
-            new, old = dict(items[name][rate]), dict(items["ce"][rate])
-            assert new.keys() == old.keys(), "methods were asked different items"
-            pairs = [(new[key], hit) for key, hit in old.items()]
-            gained, lost = pairs.count((True, False)), pairs.count((False, True))
-            tests.append({"difference": (gained - lost) / len(pairs), "gained": gained,
-                          "lost": lost, "n": len(pairs), "p": mcnemar(pairs)})  # fmt: skip
+        tests = [_paired(items[name][rate], items["ce"][rate]) for name in others]
         corrected = holm([test["p"] for test in tests])
         for name, test, p_holm in zip(others, tests, corrected, strict=True):
             methods[name]["against_ce"][rate] = test | {"p_holm": p_holm}
+
+
+def _paired(new: list[Outcome], old: list[Outcome]) -> dict[str, Any]:
+    """The difference of a rate, the pictures or texts with more and with fewer hits, and p."""
+    known = {(key, trials): hits for key, hits, trials in old}
+    asked = {(key, trials) for key, _, trials in new}
+    assert known.keys() == asked, "methods were asked different items"
+    sides = [(hits, known[key, trials], trials) for key, hits, trials in new]
+    changes = [one - other for one, other, _ in sides]
+    single = all(trials == 1 for *_, trials in sides)
+    return paired_share_difference(sides).as_dict() | {
+        "gained": sum(change > 0 for change in changes),
+        "lost": sum(change < 0 for change in changes),
+        "p": mcnemar([(one > 0, other > 0) for one, other, _ in sides])
+        if single
+        else permutation_p(changes),
+    }
 
 
 def title(comparison: Mapping[str, Any]) -> str:
@@ -163,14 +200,18 @@ def title(comparison: Mapping[str, Any]) -> str:
 def table(comparison: Mapping[str, Any]) -> list[list[str]]:
     """Header and a row for every method.
 
-    ``*`` marks a rate that differs from that of CE, ``★`` a method on the Pareto front.
+    ``*`` marks a rate that differs from that of CE, ``†`` one whose seeds differ, ``★`` a method on
+    the Pareto front.
     """
     rows = [["method", *COLUMNS.values(), "added latency", "training s", "needs"]]
     for name, found in comparison["methods"].items():
         cells = [f"{name} ★" if name in comparison["pareto"] else name]
         for rate in COLUMNS:
             p_holm = found.get("against_ce", {}).get(rate, {}).get("p_holm", 1.0)
-            cells.append(show_rate(found[rate], with_n=False) + ("*" if p_holm < LEVEL else ""))
+            cells.append(
+                show_pooled(found, rate, with_n=False, per_item=_TRIALS.get(rate, 1))
+                + ("*" if p_holm < LEVEL else "")
+            )
         cost = found["training_seconds"]
         cells.append(f"{100 * found['added_latency']:+.0f} %" if found["at_inference"] else "0")
         cells.append("n/a" if cost is None else f"{cost:.0f}")
@@ -185,11 +226,20 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     shown = markdown_table(header, rows)
     counts = comparison["methods"]["ce"]
     n = ", ".join(f"{heading} {counts[rate]['n']}" for rate, heading in COLUMNS.items())
-    return (
-        f"{title(comparison)}: rate [95 % Wilson interval]\n\n{shown}\n"
-        f"`*` differs from ce on the same items (McNemar, exact; Holm over the methods; "
-        f"p < {LEVEL}). ★ on the Pareto front of DSR, over-refusal and objects named. n: {n}.\n"
+    how = BY_PICTURE if _is_by_picture(comparison) else _BY_TRIAL
+    return noted(
+        f"{title(comparison)}: rate [95 % interval]\n\n{shown}\n{how} `*` differs from ce on the "
+        f"same items (Holm over the methods; p < {LEVEL}). ★ on the Pareto front of DSR, "
+        f"over-refusal and objects named. n: {n}.\n"
     )
+
+
+def _is_by_picture(comparison: Mapping[str, Any]) -> bool:
+    """False of a file of before trials were told from pictures: its differences have no ends."""
+    tests = [
+        test for it in comparison["methods"].values() for test in it.get("against_ce", {}).values()
+    ]
+    return all("low" in test for test in tests)
 
 
 def csv_text(comparison: Mapping[str, Any]) -> str:
@@ -226,5 +276,7 @@ def write_comparison(comparison: dict[str, Any], out: Path, console: Console) ->
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
+    if NOTE in markdown(comparison):
+        console.print(NOTE)
     for suffix in ("json", "html", "csv", "md"):
         console.print(out / f"comparison.{suffix}", soft_wrap=True)

@@ -98,7 +98,11 @@ class Calibration:
         return data_sha256(held)
 
     def threshold(self, scores_N: Tensor) -> float:
-        """The lowest threshold that at most ``budget`` of the harmless scores exceed."""
+        """The score at place ceil((1 - ``budget``) (N - 1)) of the N sorted harmless ones, from 0.
+
+        At most ``budget`` of them exceed it, but it need not be the lowest such score: of 50, 100
+        and 200 scores 0, 1 and 3 exceed it where a ``budget`` of 2 % allows 1, 2 and 4.
+        """
         return float(torch.quantile(scores_N.double(), 1 - self.budget, interpolation="higher"))
 
 

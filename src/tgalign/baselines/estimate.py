@@ -10,16 +10,16 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tgalign.baselines.compare import suite_sizes
 from tgalign.baselines.methods import TRAININGS, Plan
 from tgalign.baselines.training import Setting, training_config, training_seconds
 from tgalign.config import TrainConfig
+from tgalign.lab.jailbreaks import ATTACKS
+from tgalign.lab.objects import picture_pool
 
 TRIAL_STEPS = 8
 TRIAL_ROWS = 256
 TRIAL_PICTURES = 32
-
-ITEMS, SMOKE_ITEMS = 580 * 3 + 300, 22 * 3 + 8
-"""Questions of one measurement: pictures, plain and under two attacks, and texts."""
 
 ROUNDS = 2.0
 """How many answers a defended one costs, on average over the defences."""
@@ -45,8 +45,15 @@ def estimated_hours(
         plain, guided = (_step_seconds(out, setting, name) for name in ("ce", "paper"))
         seconds += sum(_cost(config, plain, guided) for config in left)
     answers = sum(ROUNDS if it.defence else 1.0 for _, it in todo)
-    seconds += answers * (SMOKE_ITEMS if setting.smoke else ITEMS) * _answer_seconds(out, setting)
+    seconds += answers * num_questions(setting) * _answer_seconds(out, setting)
     return seconds / jobs / 3600
+
+
+def num_questions(setting: Setting) -> int:
+    """Questions of one measurement: pictures, plain and under attack, and texts."""
+    per_scene, benign, texts = suite_sizes(setting.smoke)
+    pictures = per_scene * len(picture_pool("all", setting.style).scenes) + benign
+    return pictures * (1 + len(ATTACKS)) + texts
 
 
 def _cost(config: TrainConfig, plain: float, guided: float) -> float:

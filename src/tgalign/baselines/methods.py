@@ -55,7 +55,7 @@ class Plan:
     """One column of the comparison.
 
     Attributes:
-        name: As it was asked for.
+        name: The shortest that asks for it: ``ecso`` for ``ce+ecso``.
         training: Name of the training that made the checkpoint.
         defence: Name of the defence around it, or None.
     """
@@ -85,7 +85,8 @@ def plan(name: str, given: Collection[str] = ()) -> Plan:
             f"unknown method {name!r}: expected one of {', '.join(TRAININGS)}; one of "
             f"{', '.join(DEFENCES)}, which stand around the model of ce; or both, such as tga+ecso"
         )
-    return Plan(name, training, defence or None)
+    around_ce = training == "ce" and defence
+    return Plan(defence if around_ce else name, training, defence or None)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from tgalign.baselines.defence import Calibration
 from tgalign.baselines.method import Defence
+from tgalign.evaluate.generate import before
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def around(model: Any, processor: Any, calibration: Calibration) -> Iterator[Non
         first, *rest = conversation
         content = first["content"]
         items = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        items = [{"type": "text", "text": calibration.safety_prompt}, *items]
+        items = before(calibration.safety_prompt, items)
         return render([{**first, "content": items}, *rest], **options)
 
     processor.apply_chat_template = defended

@@ -28,10 +28,10 @@ def own_captions(
     items = [{"type": "image"}, {"type": "text", "text": calibration.caption_question}]
     turn = [{"role": "user", "content": items}]
     text = processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    num_image = int((inputs["input_ids"][0] == model.config.image_token_id).sum())
     ids = []
     for token in processor.tokenizer.encode(text, add_special_tokens=False):
-        image = token == model.config.image_token_id
-        ids += [token] * (model.config.image_seq_length if image else 1)
+        ids += [token] * (num_image if token == model.config.image_token_id else 1)
     pixels = inputs["pixel_values"]
     ids_BT = torch.tensor(ids).to(inputs["input_ids"]).expand(len(pixels), -1)
     asked = inputs | {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
@@ -44,16 +44,16 @@ def told_inputs(
     model: Any, processor: Any, inputs: Inputs, captions: list[str]
 ) -> dict[str, Tensor]:
     """Prompts with a caption in each picture's place: ids and mask, left-padded."""
-    tokenizer = processor.tokenizer
+    tokenizer, ids_BT = processor.tokenizer, inputs["input_ids"]
+    mask_BT = inputs.get("attention_mask")
+    if mask_BT is None:  # as generate allows
+        mask_BT = torch.ones_like(ids_BT)
     rows = []
-    for ids, mask, caption in zip(
-        inputs["input_ids"], inputs["attention_mask"], captions, strict=True
-    ):
+    for ids, mask, caption in zip(ids_BT, mask_BT, captions, strict=True):
         row = ids[mask.bool()].tolist()
         start = row.index(model.config.image_token_id)
         end = start + row.count(model.config.image_token_id)
         said = tokenizer.encode(caption, add_special_tokens=False)
         rows.append(row[:start] + said + row[end:])
     batch = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
-    device = inputs["input_ids"].device
-    return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+    return {name: batch[name].to(ids_BT.device) for name in ("input_ids", "attention_mask")}

@@ -55,23 +55,20 @@ def register(app: typer.Typer) -> None:
         """
         from tgalign.compose import REPORT
         from tgalign.compose import compose as run
-        from tgalign.files import named, read_json
-        from tgalign.locks import sole_writer
+        from tgalign.files import read_json
         from tgalign.terminal import quiet_libraries
 
         quiet_libraries()
-        out = named(out)
-        with sole_writer(out, beside=True):
-            run(
-                llm,
-                vision,
-                out,
-                projector_seed=projector_seed,
-                dtype=dtype,
-                vision_feature_layer=vision_feature_layer,
-                square_pad=square_pad,
-                trust_remote_code=trust_remote_code,
-            )
+        out = run(
+            llm,
+            vision,
+            out,
+            projector_seed=projector_seed,
+            dtype=dtype,
+            vision_feature_layer=vision_feature_layer,
+            square_pad=square_pad,
+            trust_remote_code=trust_remote_code,
+        )
         show(read_json(out / REPORT))
         typer.echo(out)
 

@@ -47,7 +47,8 @@ FailUnder = Annotated[
     str | None,
     typer.Option(
         help="Exit with status 1 unless all hold: dsr=0.9,over_refusal<0.05,role_play.dsr>=0.5 "
-        "(= is at least; point estimates; each suite that measures the rate)."
+        "(= is at least, for dsr and utility alone; point estimates; each suite that measures the "
+        "rate)."
     ),
 ]
 Progress = Annotated[bool, typer.Option(help="Draw progress bars.")]
@@ -276,18 +277,17 @@ def _report_judges(paths: list[Path], settings: Settings, out: Path | None) -> N
     place = file_at(out / "judge-report.json") if out is not None else None
     labelled = [read_labelled(path) for path in paths]
     second = second_judge(settings)
-    for path, found in zip(paths, labelled, strict=True):
-        if second is None and len(found.labels) < 2:
-            raise UserError(
-                f"{path} holds no second labels: give --judge-model here, or to the evaluation"
-            )
     said = {}
-    if second is not None:
-        for found in labelled:
+    for found in labelled:
+        if second is not None:
             found.labels["model"] = label_responses(
                 second, found.responses, progress=settings.progress
             )
             said[found.name] = describe(second, found.labels["model"])
+        elif len(found.labels) < 2:
+            raise UserError(
+                f"{found.name} holds no second labels: give --judge-model here, or to evaluate"
+            )
     report = judge_report(labelled)
     print_judge_report(report, typer.echo)
     for name, judge in said.items():

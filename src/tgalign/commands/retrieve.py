@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from tgalign.commands.honoured import refuse
 from tgalign.limits import MAX_SEED
 
 retrieve = typer.Typer(no_args_is_help=True, help="Retrieved texts R: index, query, attach.")
@@ -34,6 +35,7 @@ def register(app: typer.Typer) -> None:
     "--encoder siglip --backend faiss`"
 )
 def build(
+    context: typer.Context,
     corpus: Annotated[
         Path,
         typer.Argument(
@@ -76,6 +78,8 @@ def build(
     from tgalign.retrieval.build import build_index
     from tgalign.terminal import quiet_libraries
 
+    if engine != "ray":
+        refuse(context, "build without --engine ray", ("workers",), "give --engine ray too")
     quiet_libraries()
     index = build_index(
         corpus,
@@ -144,6 +148,7 @@ def query(
     "--floor 0.2 --engine ray --workers 8`"
 )
 def attach(
+    context: typer.Context,
     records: Annotated[Path, typer.Argument(help="Records, JSONL, with image and caption.")],
     index: Annotated[Path, typer.Option(help="Folder of the index.")],
     out: Annotated[Path, typer.Option(help="Where to, JSONL; OUT.report.json goes beside it.")],
@@ -183,6 +188,10 @@ def attach(
     from tgalign.retrieval.tally import summary
     from tgalign.terminal import quiet_libraries
 
+    if engine != "ray":
+        refuse(context, "attach without --engine ray", ("workers",), "give --engine ray too")
+    if not random and not shuffled:
+        refuse(context, "attach without --random or --shuffled", ("seed",), "give one of them too")
     quiet_libraries()
     said = run(
         records,

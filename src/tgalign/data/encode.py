@@ -45,7 +45,7 @@ class EncodedRecord:
         image: Path of the picture, or None.
         caption: The caption's ids and span, or None.
         retrieved: The retrieved text's ids and span, or None.
-        companion: A row that goes into the same batch, or None (``tgalign.text_gate``).
+        companion: A row that goes into the same batch, or None (``tgalign.data.companions``).
         question: The half-open range of ``input_ids`` that is averaged in the picture's place, or
             None: the picture is.
     """

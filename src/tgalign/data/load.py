@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from rich.console import Console
-from rich.progress import Progress
 
 from tgalign.data.encode import EncodedRecord, Encoder
 from tgalign.data.records import Problem, Record, listed, read
 from tgalign.data.sources import open_source, with_bar
 from tgalign.data.spool import Lazy, spool_encoded, spool_records
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, read_json, write_json
+from tgalign.files import INCOMPLETE, blamed_on, read_json, write_json
+from tgalign.terminal import bar_on_stderr
 
 SKIPPED = "skipped.json"
 UNPACKED = f"images{INCOMPLETE}"
 """Pictures that stood in the rows of a data set, as long as a run goes on."""
+
+
+@dataclass(frozen=True)
+class _Began:
+    """The rows with which a run began."""
+
+    rows: int
+    bad: dict[int, str]
+    sha256: str | None  # of the others; older versions kept none
+
+
+def _read_began(path: Path) -> _Began:
+    """What ``TrainingData.write`` kept."""
+    with blamed_on(path, "remove it to have all rows checked anew"):
+        found = read_json(path)
+        bad = {it["row"]: it["reason"] for it in found["bad"]}
+        return _Began(found["rows"], bad, found.get("sha256"))
 
 
 class TrainingData:
@@ -67,16 +85,18 @@ class TrainingData:
         processes = PartialState()
         first = processes.is_main_process
         if first:
-            began = read_json(out / SKIPPED) if (out / SKIPPED).is_file() else None
+            began = _read_began(out / SKIPPED) if (out / SKIPPED).is_file() else None
         else:
             (began,) = broadcast_object_list([None])
-        known = {} if began is None else {it["row"]: it["reason"] for it in began["bad"]}
+        known = {} if began is None else began.bad
         self._bad: list[Problem] = []
+        self._root, self._unpacked = image_root.resolve(), out / UNPACKED
+        digest = hashlib.sha256()
 
         def good() -> Iterator[Record]:
             title = f"read {source.name}" if progress_bar else None
             shown = with_bar(source, title)
-            for it in read(shown, image_root, unpack=out / UNPACKED, verify=began is None):
+            for it in read(shown, image_root, unpack=self._unpacked, verify=began is None):
                 self._rows += 1
                 if it.row in known:
                     self._bad.append(Problem(source.name, it.row, known[it.row]))
@@ -85,14 +105,20 @@ class TrainingData:
                 else:
                     self.retrieved |= it.retrieved is not None
                     self.text_only |= it.image is None
+                    digest.update(self._said(it))
                     yield it
 
         self.retrieved = self.text_only = False
         self.records: Sequence[Record] = spool_records(good())
+        self._sha256 = digest.hexdigest()
         if first:
-            found = {"rows": self._rows, "bad": [asdict(it) for it in self._bad]}
-            broadcast_object_list([found])
-        if began is not None and (self._rows, len(self._bad)) != (began["rows"], len(known)):
+            bad = {it.row: it.reason for it in self._bad}
+            broadcast_object_list([_Began(self._rows, bad, self._sha256)])
+        same = began is None or (
+            (self._rows, len(self._bad)) == (began.rows, len(known))
+            and began.sha256 in (None, self._sha256)
+        )
+        if not same:
             if not first:
                 raise UserError(
                     f"process {processes.process_index} finds other rows in {data} than the first "
@@ -118,6 +144,7 @@ class TrainingData:
         records = self.records
         kept: list[int] = []
         problems: list[Problem] = []
+        digest = hashlib.sha256()
         for number, it in enumerate(self._shown(records, "encode for the text gate")):
             if it.image is not None and it.caption is not None:
                 asked = replace(it, messages=it.messages[:1])
@@ -126,8 +153,10 @@ class TrainingData:
                     problems += faults
                     continue
             kept.append(number)
+            digest.update(self._said(it))
         self._require_few(self._bad + problems)
         self._bad = sorted(self._bad + problems, key=lambda it: it.row)
+        self._sha256 = digest.hexdigest()
         self.records = Lazy(len(kept), lambda number: records[kept[number]])
 
     def encode(
@@ -164,6 +193,7 @@ class TrainingData:
         """Keep what is left out, for people and for a run that goes on, and say so in the log."""
         kept = {
             "rows": self._rows,
+            "sha256": self._sha256,
             "bad": [asdict(it) for it in self._bad],
             "bad_by_stage": {
                 stage: [asdict(it) for it in problems]
@@ -195,12 +225,21 @@ class TrainingData:
 
     def _shown(self, records: Iterable[Record], title: str) -> Iterator[Record]:
         """Some of the records, with a bar if one is wanted."""
-        with Progress(console=Console(stderr=True), disable=not self._progress_bar) as bar:
+        with bar_on_stderr(self._progress_bar) as bar:
             task = bar.add_task(title, total=len(self.records))
             for record in records:
                 yield record
                 bar.advance(task)
             bar.update(task, total=bar.tasks[task].completed)  # these were all
+
+    def _said(self, record: Record) -> bytes:
+        """What a record says; its picture by its place in the image root, which may move."""
+        image = None
+        if record.image is not None:
+            inside = record.image.parent != self._unpacked
+            image = str(record.image.relative_to(self._root)) if inside else record.image.name
+        said = record.row, image, record.caption, record.retrieved, record.messages
+        return json.dumps(said).encode()
 
     def _require_few(self, bad: list[Problem]) -> None:
         if len(bad) > self._max_bad_share * self._rows:

@@ -6,6 +6,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -38,16 +40,25 @@ def inside(root: Path, name: Any) -> Path:
     return path
 
 
+class PictureError(ValueError):
+    """A picture that cannot be read; ``name`` is the error that an item about it ends in."""
+
+    def __init__(self, name: str, detail: str) -> None:
+        super().__init__(detail)
+        self.name = name
+
+
 def read_picture(picture: Path | bytes) -> Image:
-    """Read a picture, in RGB.
+    """Read a picture as RGB, upright as a viewer shows it (EXIF), the first frame of an animation.
 
     Args:
         picture: Its path, or the bytes of its file.
 
     Raises:
-        ValueError: It does not exist, does not decode, or is a decompression bomb.
+        PictureError: ``missing_picture``, ``unreadable_picture``, or ``too_large_picture`` for one
+            of more than ``MAX_PIXELS``, which is refused unread as a decompression bomb.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     name = "in the row" if isinstance(picture, bytes) else str(picture)
     try:
@@ -58,13 +69,30 @@ def read_picture(picture: Path | bytes) -> Image:
         ) as opened:
             width, height = opened.size
             if width * height <= MAX_PIXELS:
-                return opened.convert("RGB")
+                return _rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError:
-        raise ValueError(f"image {name} does not exist") from None
+        raise PictureError("missing_picture", f"image {name} does not exist") from None
+    except Image.DecompressionBombError as fault:
+        raise PictureError("too_large_picture", f"image {name} is too large: {fault}") from None
     except UnidentifiedImageError:
-        raise ValueError(
-            f"image {name} is no picture that PIL can read as one of {', '.join(FORMATS)}"
+        raise PictureError(
+            "unreadable_picture",
+            f"image {name} is no picture that PIL can read as one of {', '.join(FORMATS)}",
         ) from None
     except Exception as fault:  # decoders fail on damaged files in any way
-        raise ValueError(f"image {name} cannot be read: {fault}") from None
-    raise ValueError(f"image {name} has {width}×{height} pixels, more than {MAX_PIXELS:,}")
+        raise PictureError("unreadable_picture", f"image {name} cannot be read: {fault}") from None
+    raise PictureError(
+        "too_large_picture",
+        f"image {name} has {width}×{height} pixels, more than {MAX_PIXELS:,}",
+    )
+
+
+def _rgb(picture: Image) -> Image:
+    """The picture in RGB; 16 bits of grey keep their upper 8, where PIL makes all but 255 white."""
+    if picture.mode.startswith("I;16"):
+        from PIL import Image
+
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ValueError("grey values of 32 bits have no known white: save it with 8 or 16 bits")
+    return picture.convert("RGB")

@@ -27,6 +27,7 @@ DEFAULT_QUESTION = "Describe this image."
 PICTURE_COLUMNS = ("image", "file_name")
 KEYS = frozenset(("id", "image", "caption", "retrieved", "messages"))
 _FOREIGN = KEYS | {"conversations", "images", "image_caption", "retrieved_caption", "file_name"}
+_OF_TABLES = _FOREIGN | {"text", "question", "answer"}
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -59,13 +60,11 @@ def as_ours(row: Any, *, table: bool) -> dict[str, Any]:
             )
         return dict(row)
     for key in row:
-        meant = _misspelt(str(key))
+        meant = _misspelt(str(key), table)
         if meant:
             raise ValueError(f"the key {key!r} looks like {meant!r}: rename or remove it")
     made["caption"] = _cell(row, "caption", "image_caption", *(["text"] if table else []))
     made["retrieved"] = _cell(row, "retrieved", "retrieved_caption")
-    if isinstance(made["retrieved"], str):
-        made["retrieved"] = [{"text": made["retrieved"]}]
     if made["image"] is not None and _is_blank(made["messages"]):
         made["messages"] = [{"role": "user", "content": DEFAULT_QUESTION}, *made["messages"][1:]]
     return made
@@ -83,11 +82,12 @@ def _is_blank(messages: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _misspelt(key: str) -> str | None:
+def _misspelt(key: str, table: bool) -> str | None:
     """The key of ours that another one looks like."""
-    if key in _FOREIGN:
+    known = _OF_TABLES if table else _FOREIGN
+    if key in known:
         return None
-    return next(iter(difflib.get_close_matches(key.lower(), sorted(_FOREIGN), 1, 0.85)), None)
+    return next(iter(difflib.get_close_matches(key.lower(), sorted(known), 1, 0.85)), None)
 
 
 def _has_items(messages: Any) -> bool:

@@ -10,6 +10,7 @@ import codecs
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tgalign.data.shapes import PICTURE_COLUMNS
 from tgalign.errors import UserError
-from tgalign.files import RepeatedKeyError, unique_keys
+from tgalign.files import RepeatedKeyError, numbered, unique_keys
+from tgalign.terminal import bar_on_stderr
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -113,10 +115,7 @@ def with_bar(source: Source, title: str | None) -> Source:
         return source
 
     def rows() -> Iterator[Raw]:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True)) as bar:
+        with bar_on_stderr(True) as bar:
             task = bar.add_task(title, total=source.total)
             for raw in source.rows:
                 bar.update(task, completed=raw.done)
@@ -155,7 +154,7 @@ def _is_one_object(path: Path) -> bool:
     if path.stat().st_size > MAX_ROW:
         return False
     with path.open("rb") as file:
-        if _is_json(next(filter(bytes.strip, file))):
+        if _is_json(next(line for _, line in numbered(file) if line.strip())):
             return False
     return _is_json(path.read_bytes())
 
@@ -169,12 +168,10 @@ def _is_json(content: bytes) -> bool:
 
 
 def _lines(path: Path) -> Iterator[Raw]:
-    done = 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            done += len(line)
+    with path.open("rb") as file:
+        for number, line in numbered(file):
             if line.strip():
-                yield Raw(number, line, done)
+                yield Raw(number, line, file.tell())
 
 
 def _array(path: Path) -> Iterator[Raw]:
@@ -237,6 +234,10 @@ def _csv(path: Path) -> Iterator[Raw]:
                         "by commas, of which one names the picture "
                         f"({' or '.join(PICTURE_COLUMNS)}); docs/data.md lists the others"
                     )
+                name, times = Counter(filter(None, header)).most_common(1)[0]
+                if times > 1:
+                    said = f"the column {name!r} stands twice"
+                    raise UserError(f"{path}: {said}: rename or remove one of them")
             elif len(cells) > len(header):
                 reason = f"{len(cells)} cells, and the header has {len(header)}"
                 yield Raw(number, ValueError(reason), file.tell())

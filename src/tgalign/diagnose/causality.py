@@ -11,8 +11,6 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args
 
-from rich.progress import Progress
-
 from tgalign.diagnose.anatomy import Touch, touching
 from tgalign.diagnose.patching import Donors, Mode, donors, replacing, shoving
 from tgalign.diagnose.probe import generate
@@ -22,6 +20,7 @@ from tgalign.diagnose.reading import Reading, Subject
 from tgalign.evaluate.refusal import Label
 from tgalign.evaluate.statistics import wilson
 from tgalign.files import digest
+from tgalign.terminal import bar_on_stderr
 
 SOURCES = ("own", "random", "benign")
 """Whose states are put in: the probe's own on the other side; those of any other probe, drawn at
@@ -45,8 +44,6 @@ def patch(
     reading: Reading,
     layers: Sequence[int],
     keep: Keep,
-    *,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Patch both ways at every layer.
 
@@ -56,7 +53,6 @@ def patch(
         reading: What it answers unpatched.
         layers: The states to patch, of 0 to N - 1 (nothing reads the image's place of state N).
         keep: Keeps what is done of a run that may be killed.
-        seed: Of the random partners and directions.
 
     Returns:
         ``patching``, a row per layer, of toxic pictures that are not refused: by what was put in,
@@ -72,7 +68,7 @@ def patch(
         ``patched_answers``, by probe and layer, what is said with the own caption's states.
         Rates are None without any such probe.
     """
-    partners = _partners(probes, seed)
+    partners = _partners(probes)
     sides: dict[str, list[tuple[list[int], list[Outcome]]]] = {}
     open_ids = _numbers(reading.heard["image_toxic"].labels, lambda label: label != "refused")
     shut_ids = _numbers(reading.heard["text_toxic"].labels, lambda label: label == "refused")
@@ -82,13 +78,13 @@ def patch(
         for side, ids in (("image", open_ids), ("text", shut_ids))
         for start in range(0, len(ids), size)
     ]
-    with Progress(disable=not subject.progress) as bar:
+    with bar_on_stderr(subject.progress) as bar:
         task = bar.add_task("patching", total=len(batches) * len(layers))
         for number, (side, ids) in enumerate(batches):
 
             def compute(side: str = side, ids: list[int] = ids) -> list[Outcome]:
                 found = []
-                for outcome in _patch_batch(subject, probes, side, ids, partners, layers, seed):
+                for outcome in _patch_batch(subject, probes, side, ids, partners, layers):
                     found.append(outcome)
                     bar.advance(task)
                 return found
@@ -123,9 +119,9 @@ def _numbers(labels: Sequence[Label], wanted: Callable[[Label], bool]) -> list[i
     return [number for number, label in enumerate(labels) if wanted(label)]
 
 
-def _partners(probes: ProbeSet, seed: int) -> list[Probe]:
+def _partners(probes: ProbeSet) -> list[Probe]:
     """For each pair a probe of another one, toxic or harmless, drawn at random."""
-    rng = random.Random(f"partners-{seed}")
+    rng = random.Random("partners-0")
     every = list(zip(probes.toxic, probes.benign, strict=True))
     found = []
     for number in range(len(every)):
@@ -141,7 +137,6 @@ def _patch_batch(
     ids: list[int],
     partners: list[Probe],
     layers: Sequence[int],
-    seed: int,
 ) -> Iterable[Outcome]:
     """All layers and conditions of one batch, layer by layer."""
 
@@ -173,7 +168,9 @@ def _patch_batch(
                 outcome[f"{mode}_{source}"] = subject.verdicts(answers)
                 if (source, mode) == ("own", "tokens"):
                     outcome["answers"] = answers
-        noise = shoving(prompts.span_BT, given["own"][layer], seed + layer)
+        # Of each state and probe its own direction, whatever else is in the batch.
+        seeds = [layer * len(probes.toxic) + i for i in ids]
+        noise = shoving(prompts.span_BT, given["own"][layer], seeds)
         outcome["mean_noise"] = subject.verdicts(said(noise))
         yield outcome
 

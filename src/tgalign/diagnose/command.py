@@ -22,6 +22,7 @@ def run_diagnosis(
     per_scene: int | None,
     clip: Path | None,
     progress: bool,
+    place: tuple[str, str] | None = None,
     **options: Any,
 ) -> str:
     """Diagnose a checkpoint.
@@ -33,6 +34,8 @@ def run_diagnosis(
         per_scene: Pairs per scene at most; None: ``PER_SCENE`` of the lab, all of a folder.
         clip: Folder of a CLIP; None: the lab's with the lab's probes, else none.
         progress: Whether to draw progress bars.
+        place: Device and dtype in which ``tgalign evaluate`` loads the model, of which the result
+            tells the dtype; None: an accelerator if there is one, and the checkpoint's own dtype.
         options: The others of ``tgalign.diagnose.run.diagnose``.
 
     Returns:
@@ -43,14 +46,22 @@ def run_diagnosis(
     """
     from tgalign.checkpoint import load_lvlm
     from tgalign.diagnose.run import diagnose
+    from tgalign.evaluate.local_host import load_on
     from tgalign.report.diagnosis_verdict import headline, sentences
 
     found = _probes(probes, per_scene)
-    if clip is None and probes == LAB:
+    about: dict[str, Any] = {"model": str(model), "weights": _weights(model)}
+    if clip is not None:
+        about["clip_weights"] = _weights(clip)
+    elif probes == LAB:
         from tgalign.lab.assets import ASSETS, CLIP
 
         clip = ASSETS / CLIP
-    loaded, processor = load_lvlm(model)
+    if place is None:
+        loaded, processor = load_lvlm(model)
+    else:
+        loaded, processor = load_on(model, *place)
+        about["dtype"] = place[1]
     result = diagnose(
         loaded,
         processor,
@@ -58,7 +69,7 @@ def run_diagnosis(
         out,
         clip=None if clip is None else _clip(clip),
         progress=progress,
-        about={"model": str(model), "weights": _weights(model)},
+        about=about,
         **options,
     )
     said = "\n".join([f"{headline(result)}.", *sentences(result)])

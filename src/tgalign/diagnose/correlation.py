@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tgalign.diagnose.separability import auroc
-from tgalign.evaluate.statistics import NUM_RESAMPLES
+from tgalign.evaluate.statistics import NUM_RESAMPLES, bootstrap, percentile_ends
 
 
 def scene_correlation(alignment: Sequence[float], dsr: Sequence[float]) -> dict[str, Any]:
@@ -29,9 +29,10 @@ def scene_correlation(alignment: Sequence[float], dsr: Sequence[float]) -> dict[
     found: dict[str, Any] = {"rho": None, "low": None, "high": None, "p": None, "n": len(y)}
     if len(y) < 3 or len(set(dsr)) == 1 or len(set(alignment)) == 1:
         return found
-    drawn = np.random.default_rng(0).integers(len(y), size=(NUM_RESAMPLES, len(y)))
-    # A draw in which one side is the same everywhere has no correlation.
-    low, high = np.nanquantile(_spearman(x[drawn], y[drawn]), [0.025, 0.975])
+    # A draw in which one side is the same everywhere has no correlation, and is left out.
+    low, high = bootstrap(
+        np.stack([x, y]), lambda both: _spearman(both[0], both[1]), method="linear"
+    )
     test = permutation_test(
         (y,),
         lambda shuffled, axis: _spearman(x, np.moveaxis(shuffled, axis, -1)),
@@ -73,7 +74,7 @@ def picture_association(alignment: Sequence[float], refused: Sequence[bool]) -> 
     drawn = [
         auroc(rng.choice(yes, len(yes)), rng.choice(no, len(no))) for _ in range(NUM_RESAMPLES)
     ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = percentile_ends(drawn)
     value = float(auroc(yes, no))
     assert math.isfinite(value)
     return found | {"auroc": value, "low": float(low), "high": float(high)}

@@ -96,13 +96,22 @@ def replacing(span_BT: Tensor, other: Donors, mode: Mode) -> Touch:
     return change
 
 
-def shoving(span_BT: Tensor, other: Donors, seed: int) -> Touch:
-    """Shift a span in a random direction, as far as ``replacing`` by ``mean`` would shift it."""
+def shoving(span_BT: Tensor, other: Donors, seeds: Sequence[int]) -> Touch:
+    """Shift a span in a random direction, as far as ``replacing`` by ``mean`` would shift it.
+
+    Args:
+        span_BT: The span.
+        other: What ``replacing`` would put there.
+        seeds: Of the directions, one a row.
+    """
 
     def change(state_BTD: Tensor) -> Tensor:
         shift_BD = other.means_BD - span_mean(state_BTD, span_BT)[0]
-        generator = torch.Generator().manual_seed(seed)
-        way_BD = torch.randn(shift_BD.shape, generator=generator).to(shift_BD)
+        ways = [
+            torch.randn(shift_BD.shape[1], generator=torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ]
+        way_BD = torch.stack(ways).to(shift_BD)
         way_BD = way_BD / way_BD.norm(dim=-1, keepdim=True)
         return _shifted(state_BTD, span_BT, way_BD * shift_BD.norm(dim=-1, keepdim=True))
 

@@ -29,7 +29,8 @@ from tgalign.data.pictures import read_picture
 from tgalign.data.records import Problem, require_all_good
 from tgalign.diagnose.attention import Box
 from tgalign.errors import UserError
-from tgalign.files import write_text
+from tgalign.evaluate.pictures import picture_hash
+from tgalign.files import data_sha256, write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,6 +104,15 @@ class ProbeSet:
     def scenes(self) -> list[str]:
         """The scenes, in the order of their first probe."""
         return list(dict.fromkeys(probe.scene or "" for probe in self.toxic))
+
+    def sha256(self) -> str:
+        """Hex digest of all that is shown and asked."""
+        return data_sha256(
+            [
+                {**vars(probe), "picture": picture_hash(probe.load())}
+                for probe in (*self.toxic, *self.benign)
+            ]
+        )
 
     def at_most(self, per_scene: int | None) -> ProbeSet:
         """The first ``per_scene`` pairs of every scene."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from tgalign.diagnose.anatomy import Anatomy, check_lens
@@ -21,6 +20,7 @@ from tgalign.diagnose.probes import Probe, ProbeSet
 from tgalign.diagnose.prompts import Prompts, caption_prompts, picture_prompts
 from tgalign.errors import UserError
 from tgalign.evaluate.refusal import Label, judge
+from tgalign.terminal import tracked
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Subject:
         """Probes by the batch, under a progress bar."""
         size = size or self.batch_size
         found = [list(probes[start : start + size]) for start in range(0, len(probes), size)]
-        return track(found, description=title, disable=not self.progress)
+        return tracked(found, title, shown=self.progress)
 
     def verdicts(self, answers: Sequence[str]) -> list[Label]:
         """The judge's label of every answer."""

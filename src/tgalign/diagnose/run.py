@@ -74,6 +74,7 @@ def diagnose(
     settings = {
         "about": about or {},
         "probes": probes.source,
+        "probes_sha256": probes.sha256(),
         "pairs": len(probes.toxic),
         "question": question,
         "clip": clip is not None,

@@ -52,8 +52,6 @@ def separability(
     parts: Anatomy,
     states: dict[str, Tensor],
     refusal_ids: list[int] | None,
-    *,
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """How well toxic and harmless prompts part at the answer position, by state.
 
@@ -64,7 +62,6 @@ def separability(
         states: (L, B, D) under ``text_toxic``, ``text_benign``, ``image_toxic`` and
             ``image_benign``, where row i of each belongs to the same pair; at least four pairs.
         refusal_ids: The model's refusal tokens, or None.
-        seed: Of the split.
 
     Returns:
         A row per state. ``text``: AUROC of captions along the captions' direction. ``image``: of
@@ -76,7 +73,7 @@ def separability(
         same of harmless pictures.
     """
     count = states["text_toxic"].shape[1]
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     fit, held = order[: count // 2], order[count // 2 :]
     score = _token_scores(parts, states, refusal_ids) if refusal_ids else {}
     rows = []

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from tgalign.errors import UserError
-from tgalign.evaluate.generate import Prompt, Said
+from tgalign.evaluate.generate import Prompt, Said, before
 from tgalign.evaluate.pictures import data_url
 
 RETRIES = 3
@@ -143,10 +143,9 @@ def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
     for asked, answered in prompt.turns:
         talk.append({"role": "user", "content": asked})
         talk.append({"role": "assistant", "content": answered})
-    content: list[dict[str, Any]] = []
+    content: list[dict[str, Any]] = [{"type": "text", "text": prompt.text}]
     if prompt.picture is not None:
-        content.append({"type": "image_url", "image_url": {"url": data_url(prompt.picture)}})
+        content.insert(0, {"type": "image_url", "image_url": {"url": data_url(prompt.picture)}})
     if prompt.caption is not None:
-        content.append({"type": "text", "text": prompt.caption})
-    content.append({"type": "text", "text": prompt.text})
+        content = before(prompt.caption, content)
     return [*talk, {"role": "user", "content": content}]

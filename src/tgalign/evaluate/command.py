@@ -27,7 +27,7 @@ from tgalign.evaluate.run import (
 )
 from tgalign.evaluate.settings import Settings
 from tgalign.evaluate.statistics import Difference
-from tgalign.files import write_json
+from tgalign.files import file_at_once, write_json
 from tgalign.locks import sole_writer
 
 KEY = "TGALIGN_API_KEY"
@@ -76,35 +76,52 @@ def run_evaluation(
         results = assemble(rows, suites, host.describe(), seed=settings.seed)
         if second is not None:
             results["judge"] |= _judge_again(second, rows, out, progress=bar)
+        if settings.parquet:
+            _write_parquet(rows, out / "items.parquet")
+        shown = {it.id: it.picture for it in asked} if settings.pictures else None
+
+        def write() -> None:
+            write_json(out / RESULTS, results)
+            write_evaluation_report(results, rows, out, pictures=shown, diagnosis=diagnosis)
+
+        write()  # the comparison may yet find that the other was shown other pictures
         if settings.against is not None:
             pairs, unshared = pair({it["id"]: it for it in rows}, others, out, settings.against)
             results["comparison"] = compare(pairs, str(settings.against), unshared)
-        if settings.parquet:
-            _write_parquet(rows, out / "items.parquet")
-        write_json(out / RESULTS, results)
-        shown = {it.id: it.picture for it in asked} if settings.pictures else None
-        write_evaluation_report(results, rows, out, pictures=shown, diagnosis=diagnosis)
+            write()
         return results
 
 
 def run_audit(model: Path, out: Path, settings: Settings) -> dict[str, Any]:
-    """Evaluate a checkpoint and diagnose it on the lab's probes.
+    """Evaluate a checkpoint and diagnose it on the lab's probes, both in one dtype.
 
-    Writes the files of both: the diagnosis in ``out/diagnosis``, its figures in ``out`` too.
+    Writes the files of both: the diagnosis in ``out/diagnosis``, its figures in ``out`` too. The
+    diagnosis has a batch size and a length of answers of its own, unless others are set.
 
     Raises:
         UserError: As of both.
     """
     from tgalign.diagnose.command import run_diagnosis
+    from tgalign.evaluate.local_host import chosen_place
 
     # Two pairs a scene are the least that can be split into halves.
     per_scene = None if settings.limit is None else max(2, settings.limit)
     folder = out / DIAGNOSIS
     bar = settings.progress
     check_place(out)
-    run_diagnosis(model, folder, "lab", per_scene=per_scene, clip=None, progress=bar)
+    load_requests(settings)  # a wrong suite or condition is said before the long diagnosis
+    sizes = {
+        name: getattr(settings, name)
+        for name in ("batch_size", "max_new_tokens")
+        if getattr(settings, name) != getattr(Settings, name)
+    }
+    run_diagnosis(
+        model, folder, "lab", per_scene=per_scene, clip=None, progress=bar,
+        place=chosen_place(settings.device, settings.dtype), **sizes,
+    )  # fmt: skip
     results = run_evaluation(str(model), out, settings, diagnosis=f"{DIAGNOSIS}/report.html")
-    shutil.copyfile(folder / "diagnosis.json", out / "diagnosis.json")
+    with file_at_once(out / "diagnosis.json") as beside:
+        shutil.copyfile(folder / "diagnosis.json", beside)
     return results
 
 
@@ -194,15 +211,14 @@ def _judge_again(
     for row, label in zip(answered, labels, strict=True):
         row["model_verdict"] = label
     write_items(out / ITEMS, rows)
-    agreement = judge_report([read_labelled(out / ITEMS)])
-    return {"model": describe(judge, labels), "agreement": agreement["items"]}
+    labelled = read_labelled(out / ITEMS)
+    agreement = judge_report([labelled])[labelled.name]
+    return {"model": describe(judge, labels), "agreement": agreement}
 
 
 def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from tgalign.files import file_at_once
 
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = pa.Table.from_pylist([{key: row.get(key) for key in columns} for row in rows])

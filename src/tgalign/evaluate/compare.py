@@ -8,6 +8,7 @@ from typing import Any
 
 from tgalign.errors import UserError
 from tgalign.evaluate.conditions import Request
+from tgalign.evaluate.pictures import open_picture, picture_hash
 from tgalign.evaluate.results import RESULTS, Row, by_scene
 from tgalign.evaluate.run import ITEMS, read_items
 from tgalign.evaluate.statistics import (
@@ -18,8 +19,11 @@ from tgalign.evaluate.statistics import (
     permutation_p,
     wilson,
 )
+from tgalign.evaluate.utility import score
 
 Pair = tuple[Row, Row]
+SHOWN = 5
+"""Items that differ which ``parity`` names."""
 
 
 def read_evaluation(where: Path) -> dict[str, dict[str, Any]]:
@@ -56,6 +60,8 @@ def require_finished(where: Path) -> None:
 def read_other(where: Path, requests: Sequence[Request], out: Path) -> dict[str, dict[str, Any]]:
     """The rows of an evaluation to compare with, before anything is asked.
 
+    Pictures in files are left to ``pair``: their hashes come with the answers.
+
     Args:
         where: Its folder, or its results.json.
         requests: What is to be asked.
@@ -75,16 +81,47 @@ def read_other(where: Path, requests: Sequence[Request], out: Path) -> dict[str,
             f"{where} shares no item with what is asked: evaluate both on the same suite"
         )
     for request in shared:
-        if request.prompt != others[request.id]["prompt"]:
-            raise _other_question(request.id, out, where)
+        _check_same(request.id, _to_ask(request), _asked(others[request.id]), out, where)
     return others
 
 
-def _other_question(name: str, one: Path, other: Path) -> UserError:
-    return UserError(
-        f"item {name} is not the same question in {one} and {other}: evaluate both on the same "
-        "data, with the same seed"
-    )
+def _to_ask(request: Request) -> dict[str, Any]:
+    """What is known of a question that is not asked yet, as of ``_asked``."""
+    known: dict[str, Any] = {
+        "prompt": request.prompt,
+        "kind": request.item.kind,
+        "number of targets": score(request.item, "")[1],
+    }
+    if request.turns:
+        known["earlier turns"] = request.turns_sha256
+    if request.picture is not None and not isinstance(request.picture, Path):
+        known["picture"] = picture_hash(open_picture(request.picture))
+    elif request.picture is None and request.drawn is None and not request.error:
+        known["picture"] = None
+    return known
+
+
+def _asked(row: Row) -> dict[str, Any]:
+    """What a row tells of its question; one that ended in an error may lack the picture."""
+    known = {"prompt": row["prompt"], "kind": row["kind"]}
+    if row.get("turns_sha256"):
+        known["earlier turns"] = row["turns_sha256"]
+    if row["verdict"] or row["picture_sha256"]:
+        known["picture"] = row["picture_sha256"]
+    if row["verdict"]:
+        known["number of targets"] = row.get("targets", 0)
+    return known
+
+
+def _check_same(
+    name: str, asked: dict[str, Any], others: dict[str, Any], one: Path, other: Path
+) -> None:
+    for what, known in asked.items():
+        if what in others and known != others[what]:
+            raise UserError(
+                f"item {name} is not the same question in {one} and {other} (another {what}): "
+                "evaluate both on the same data, with the same seed"
+            )
 
 
 def load_pairs(one: Path, other: Path) -> tuple[list[Pair], int]:
@@ -110,8 +147,7 @@ def pair(
     if not shared:
         raise UserError(f"{one} and {other} share no item: evaluate both on the same suite")
     for row, its in shared:
-        if (row["prompt"], row["picture_sha256"]) != (its["prompt"], its["picture_sha256"]):
-            raise _other_question(row["id"], one, other)
+        _check_same(row["id"], _asked(row), _asked(its), one, other)
     return shared, len(rows.keys() ^ others.keys())
 
 
@@ -164,12 +200,12 @@ def _refusals(pairs: Sequence[Pair]) -> dict[str, Any]:
     return paired_difference(both).as_dict() | {"p": mcnemar(both)}
 
 
-def parity(pairs: Sequence[Pair], unshared: int = 0, *, shown: int = 5) -> dict[str, Any]:
+def parity(pairs: Sequence[Pair], unshared: int = 0) -> dict[str, Any]:
     """Whether two hosts give the same answers to the same items.
 
     Returns:
         Shares of equal answers and of equal verdicts (an error equals only the same error), and the
-        first ``shown`` items that differ, and ``unshared``: how many only one host was asked.
+        first ``SHOWN`` items that differ, and ``unshared``: how many only one host was asked.
     """
 
     def same(key: Callable[[Row], Any]) -> dict[str, Any]:
@@ -184,7 +220,7 @@ def parity(pairs: Sequence[Pair], unshared: int = 0, *, shown: int = 5) -> dict[
         "same_verdict": same(lambda row: row["verdict"] or row["error"]),
         "differing": [
             {"id": one["id"], "one": _answer(one), "other": _answer(other)}
-            for one, other in differing[:shown]
+            for one, other in differing[:SHOWN]
         ],
     }
 

@@ -14,6 +14,7 @@ and ``lab_icons`` hold them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 from tgalign.errors import UserError
 from tgalign.evaluate.items import Item, Suite
 from tgalign.evaluate.pictures import blank_picture, open_picture, text_picture
+from tgalign.files import data_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,6 +84,11 @@ class Request:
     def prompt(self) -> str:
         """What is said in words: the caption, where one stands for the picture, and the text."""
         return f"{self.caption} {self.text}" if self.caption else self.text
+
+    @property
+    def turns_sha256(self) -> str | None:
+        """Hex digest of the earlier turns, or None."""
+        return data_sha256(self.turns) if self.turns else None
 
 
 def default_conditions(suite: Suite) -> tuple[str, ...]:
@@ -152,9 +159,15 @@ def _request(suite: Suite, condition: str, item: Item) -> Request:
         else:
             error = "no_caption"
     elif condition == "blank":
-        picture = blank_picture()
+        picture = _blank()
     name = f"{suite.name}/{condition}/{item.id}"
     return Request(name, suite.name, condition, item, text, picture, drawn, caption, turns, error)
+
+
+@functools.cache
+def _blank() -> Image:
+    """One for all items, of which a suite may have thousands."""
+    return blank_picture()
 
 
 def shown(request: Request) -> Image | None:

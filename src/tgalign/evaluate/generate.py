@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import track
 
 from tgalign.data.rendering import as_words
+from tgalign.evaluate.refusal import Verdict, judge
+from tgalign.terminal import tracked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+FILTERS = ("content_filter", "refusal_field")
+"""What a ``Said`` names as its detail where the server itself declined."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,14 @@ class Said:
     cut: bool = False
     error: str | None = None
     detail: str | None = None
+
+
+def verdict_on(said: Said, question: str) -> Verdict:
+    """The verdict on an answer: a refusal where a server filtered it, else as the rules judge."""
+    assert said.text is not None
+    if said.detail in FILTERS:
+        return Verdict("refused", said.detail)
+    return judge(said.text, question)
 
 
 class NoAnswerError(RuntimeError):
@@ -94,7 +106,7 @@ def answer(
     said = answer_each(
         model, processor, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens
     )
-    bar = track(said, description=title or "", total=len(prompts), disable=title is None)
+    bar = tracked(said, title or "", shown=title is not None, total=len(prompts))
     for index, given in bar:
         if given.text is None:
             raise NoAnswerError(index, given)
@@ -109,7 +121,7 @@ def answer_each(
     *,
     batch_size: int,
     max_new_tokens: int,
-) -> Iterator[tuple[int, Said]]:
+) -> Generator[tuple[int, Said], None, int]:
     """The same, one answer after the other as batches are done, faults included.
 
     Where memory runs out, the batch and all that follow are halved; a prompt that does not fit
@@ -118,6 +130,9 @@ def answer_each(
 
     Yields:
         Index of the prompt and what was said, short prompts first.
+
+    Returns:
+        The batch size that memory was enough for.
     """
     texts = [render(processor, prompt) for prompt in prompts]
     # Pictures and plain texts cannot share a batch; within each kind, short goes with short.
@@ -133,7 +148,7 @@ def answer_each(
                 model, processor, [texts[i] for i in batch], [prompts[i].picture for i in batch],
                 max_new_tokens,
             )  # fmt: skip
-        except (RuntimeError, MemoryError, ValueError, TypeError, IndexError) as fault:
+        except Exception as fault:  # models and processors fail on odd pictures in any way
             memory = _out_of_memory(fault)
             detail = f"{type(fault).__name__}: {fault}"[:300]
             del fault  # its traceback holds the batch's tensors
@@ -144,11 +159,12 @@ def answer_each(
                 _free(model)
                 size = min(size, len(batch)) // 2
                 rest = batch + [i for later in pending for i in later]
-                pending = list(_batches(rest, prompts, max(size, 1)))
+                pending = list(_batches(rest, prompts, size))
             else:
                 pending = [[i] for i in batch] + pending
             continue
         yield from zip(batch, said, strict=True)
+    return size
 
 
 @torch.no_grad()
@@ -194,6 +210,18 @@ def _free(model: Any) -> None:
         torch.cuda.empty_cache()
 
 
+def before(text: str, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The items of a turn with a text before them.
+
+    It stands on a line of its own in the first text, as many chat templates write texts that follow
+    one another without a blank between.
+    """
+    first, *rest = items
+    if first["type"] == "text":
+        return [first | {"text": f"{text}\n{first['text']}"}, *rest]
+    return [{"type": "text", "text": text}, *items]
+
+
 def render(processor: Any, prompt: Prompt) -> str:
     """The prompt's text through the checkpoint's own chat template, up to the answer."""
 
@@ -204,7 +232,7 @@ def render(processor: Any, prompt: Prompt) -> str:
     if prompt.picture is not None:
         items.insert(0, {"type": "image"})
     if prompt.caption is not None:
-        items.insert(0, words(prompt.caption))
+        items = before(as_words(processor.tokenizer, prompt.caption), items)
     talk: list[dict[str, Any]] = []
     for asked, answered in prompt.turns:
         talk.append({"role": "user", "content": [words(asked)]})

@@ -19,10 +19,11 @@ from inspect_ai.model import (
 from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
+from tgalign.data.pictures import PictureError
 from tgalign.evaluate.conditions import CONDITIONS, Request, all_requests, shown
+from tgalign.evaluate.generate import Said, verdict_on
 from tgalign.evaluate.items import Item
-from tgalign.evaluate.pictures import PictureError, data_url
-from tgalign.evaluate.refusal import judge
+from tgalign.evaluate.pictures import data_url
 from tgalign.evaluate.results import rates
 from tgalign.evaluate.suites import load_suite
 from tgalign.evaluate.utility import score
@@ -134,11 +135,12 @@ def refusal() -> Scorer:
     """The rule-based judge: refused, answered, undetermined, or error."""
 
     async def judge_sample(state: TaskState, target: Target) -> Score:
-        facts = state.metadata
-        answer = None if state.output.error else state.output.completion
-        if answer is None:
-            return Score(value="error", explanation=state.output.error, metadata=_facts(facts))
-        verdict = judge(answer, facts["question"])
+        facts, output = state.metadata, state.output
+        if output.error:
+            return Score(value="error", explanation=output.error, metadata=_facts(facts))
+        answer, reason = output.completion, output.stop_reason
+        filtered = "content_filter" if reason == "content_filter" else None
+        verdict = verdict_on(Said(answer, detail=filtered), facts["question"])
         item = Item(
             "", facts["kind"], facts["question"], targets=tuple(facts["targets"]),
             scoring=facts["scoring"],
@@ -149,7 +151,7 @@ def refusal() -> Scorer:
             answer=answer,
             explanation=f"rule: {verdict.rule}",
             metadata=_facts(facts)
-            | {"hits": hits, "targets": targets, "cut": state.output.stop_reason == "max_tokens"},
+            | {"hits": hits, "targets": targets, "cut": reason == "max_tokens"},
         )
 
     return judge_sample

@@ -30,7 +30,7 @@ _RATERS = {"final_label": "human", "label": "human", "annotation_1": "annotator 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Responses of one file with the labels of each judge, in the same order."""
+    """Responses of one file, named as it was given, with each judge's labels in their order."""
 
     name: str
     responses: list[tuple[str, str]]
@@ -53,7 +53,7 @@ def read_labelled(path: Path) -> Labelled:
         labels = {"rules": [str(row["verdict"]) for row in rows]}
         if rows and all("model_verdict" in row for row in rows):
             labels["model"] = [str(row["model_verdict"]) for row in rows]
-        return Labelled(path.stem, responses, labels)
+        return Labelled(str(path), responses, labels)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = list(csv.DictReader(file, strict=True))
@@ -78,7 +78,7 @@ def read_labelled(path: Path) -> Labelled:
                 f"{path}: column {column} holds {unknown[0]!r}; expected one of {', '.join(_HUMAN)}"
             )
         labels[rater] = [_HUMAN[row[column]] for row in table]
-    return Labelled(path.stem, responses, labels)
+    return Labelled(str(path), responses, labels)
 
 
 def judge_report(files: Sequence[Labelled]) -> dict[str, Any]:

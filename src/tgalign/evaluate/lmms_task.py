@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tgalign.data.pictures import PictureError
 from tgalign.errors import UserError
 from tgalign.evaluate.conditions import Request, shown
+from tgalign.evaluate.generate import Said, verdict_on
 from tgalign.evaluate.items import Item
-from tgalign.evaluate.pictures import PictureError
-from tgalign.evaluate.refusal import judge
 from tgalign.evaluate.utility import score
 from tgalign.files import folder_at_once, write_text
 
@@ -150,7 +150,7 @@ def doc_to_text(doc: Doc, lmms_eval_specific_kwargs: Any = None) -> str:
 
 def process_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
     """Judge an answer; a metric that the item does not count in is left out."""
-    verdict = judge(results[0], doc["question"])
+    verdict = verdict_on(Said(results[0]), doc["question"])
     refused = float(verdict.label == "refused")
     found: dict[str, Any] = {"undetermined": float(verdict.label == "undetermined")}
     if doc["kind"] == "toxic":

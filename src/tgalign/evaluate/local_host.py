@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,9 @@ class LocalModel:
             UserError: There is no such checkpoint, device, dtype or defence, or the calibration is
                 missing or lacks what the defence needs.
         """
-        import torch
-
         self.path, self.batch_size, self.max_new_tokens = path, batch_size, max_new_tokens
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype == "auto":
-            dtype = "float32" if device == "cpu" else "bfloat16"
-        if dtype not in ("float32", "bfloat16", "float16"):
-            raise UserError(f"unknown dtype {dtype!r}; expected float32, bfloat16, float16 or auto")
-        model, self.processor = load_image_text_model(path, dtype)
-        try:
-            self.model = model.to(device)
-        except (RuntimeError, AssertionError) as fault:
-            raise UserError(f"device {device!r} cannot hold the model: {fault}") from None
+        device, dtype = chosen_place(device, dtype)
+        self.model, self.processor = load_on(path, device, dtype)
         self.defence: dict[str, Any] | None = None
         if defence is not None:
             self.defence = self._defend(defence, calibration)
@@ -95,13 +85,17 @@ class LocalModel:
             max_new_tokens=self.max_new_tokens,
         )
 
+    @cached_property
+    def _revision(self) -> str:
+        return saved_weights_sha256(self.path)
+
     def describe(self) -> dict[str, Any]:
         """What answers depend on: weights, chat template, decoding, device, defence."""
         template = self.processor.chat_template or self.processor.tokenizer.chat_template
         return {
             "host": "local",
             "name": str(self.path),
-            "revision": saved_weights_sha256(self.path),
+            "revision": self._revision,
             "architecture": type(self.model).__name__,
             "chat_template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
             "chat_template": str(template),
@@ -110,6 +104,36 @@ class LocalModel:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "defence": self.defence,
         }
+
+
+def chosen_place(device: str, dtype: str) -> tuple[str, str]:
+    """Where ``auto`` puts a model: on a GPU in bfloat16 if there is one, else a CPU in float32.
+
+    Raises:
+        UserError: There is no such dtype.
+    """
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"unknown dtype {dtype!r}; expected float32, bfloat16, float16 or auto")
+    return device, dtype
+
+
+def load_on(path: Path, device: str, dtype: str) -> tuple[Any, Any]:
+    """``load_image_text_model``, and put the model on a device.
+
+    Raises:
+        UserError: As there, or the device cannot hold it.
+    """
+    model, processor = load_image_text_model(path, dtype)
+    try:
+        return model.to(device), processor
+    except (RuntimeError, AssertionError) as fault:
+        raise UserError(f"device {device!r} cannot hold the model: {fault}") from None
 
 
 def load_image_text_model(path: Path, dtype: Any = "float32") -> tuple[Any, Any]:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import track
 
 from tgalign.evaluate.generate import Prompt
 from tgalign.evaluate.run import Host, read_items, write_items
+from tgalign.terminal import tracked
 
 PROMPT = """\
 You label how an assistant responded to a user. Read the request and the response between the tags.
@@ -84,7 +84,7 @@ def label_each(
     """
     said = host.answer([Prompt(fill(*pair)) for pair in responses])
     faults = []
-    bar = track(said, description="second judge", total=len(responses), disable=not progress)
+    bar = tracked(said, "second judge", shown=progress, total=len(responses))
     for index, it in bar:
         if it.text is None:
             faults.append(f"{it.error}: {it.detail}")

@@ -8,54 +8,23 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tgalign.data.pictures import FORMATS, MAX_PIXELS
+from tgalign.data.pictures import read_picture
 
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
     from PIL.Image import Image
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 """Endings of files that a folder's reader takes for pictures."""
 
 
-class PictureError(ValueError):
-    """A picture that cannot be asked about; ``name`` is the error that the item ends in."""
-
-    def __init__(self, name: str, detail: str) -> None:
-        super().__init__(detail)
-        self.name = name
-
-
 def open_picture(source: Path | Image) -> Image:
-    """A picture as RGB, upright as a viewer shows it (EXIF), the first frame of an animation.
+    """A picture as RGB, from its file or from memory.
 
     Raises:
-        PictureError: ``missing_picture``, ``unreadable_picture``, or ``too_large_picture`` for one
-            of more than ``MAX_PIXELS``, which is refused unread as a decompression bomb.
+        PictureError: As ``read_picture``.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    try:
-        with Image.open(source, formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise PictureError(
-                    "too_large_picture",
-                    f"{source} has {width}×{height} pixels, more than {MAX_PIXELS:,}",
-                )
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except PictureError:
-        raise
-    except Image.DecompressionBombError as fault:
-        raise PictureError("too_large_picture", f"{source}: {fault}") from None
-    except FileNotFoundError:
-        raise PictureError("missing_picture", f"{source} does not exist") from None
-    except UnidentifiedImageError:
-        raise PictureError("unreadable_picture", f"{source} is no picture PIL can read") from None
-    except Exception as fault:  # decoders fail on damaged files in any way
-        raise PictureError("unreadable_picture", f"{source}: {fault}") from None
+    return read_picture(source) if isinstance(source, Path) else source.convert("RGB")
 
 
 def picture_hash(picture: Image) -> str:

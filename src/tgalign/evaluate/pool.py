@@ -12,11 +12,17 @@ from tgalign.errors import UserError
 from tgalign.evaluate.command import show_difference
 from tgalign.evaluate.results import rates, read_results, safety_gap
 from tgalign.evaluate.run import ITEMS, read_items
+from tgalign.evaluate.seeds import counts_of, marked, noted
 from tgalign.files import write_json, write_text
 from tgalign.outputs import files_at
 from tgalign.report.tables import markdown_table
 
-ROWS = {"dsr": "DSR", "over_refusal": "over-refusal", "utility": "utility"}
+ROWS = {
+    "dsr": "DSR",
+    "over_refusal": "over-refusal",
+    "utility": "utility",
+    "undetermined": "undetermined",
+}
 
 
 def parse_columns(texts: Sequence[str]) -> dict[str, list[Path]]:
@@ -39,17 +45,17 @@ def pool(columns: dict[str, list[Path]]) -> dict[str, Any]:
     """Pool evaluations by label, suite and condition.
 
     The intervals treat all items as independent, which those of one model are not quite; the seeds
-    one by one stand beside them.
+    one by one (``by_seed``, ``n_by_seed``) stand beside them.
 
     Raises:
         UserError: A folder holds no finished evaluation, or two of a label are of one model with
-            one seed, whose items would count twice.
+            one seed that were asked the same items.
     """
     pooled = {}
     for label, folders in columns.items():
         results = [read_results(folder) for folder in folders]
-        _require_different(label, folders, results)
         seeds = [list(read_items(folder / ITEMS).values()) for folder in folders]
+        _require_different(label, folders, results, seeds)
         rows = [
             row | {"id": f"{row['suite']}/{row['condition']}/{seed} {row['id'].split('/', 2)[2]}"}
             for seed, found in enumerate(seeds)
@@ -63,7 +69,7 @@ def pool(columns: dict[str, list[Path]]) -> dict[str, Any]:
                 suite: {
                     "conditions": {
                         condition: rates(_of(rows, suite, condition))
-                        | {"by_seed": [_headline(_of(it, suite, condition)) for it in seeds]}
+                        | _one_by_one([rates(_of(it, suite, condition)) for it in seeds])
                         for condition in dict.fromkeys(
                             row["condition"] for row in rows if row["suite"] == suite
                         )
@@ -77,28 +83,44 @@ def pool(columns: dict[str, list[Path]]) -> dict[str, Any]:
 
 
 def _require_different(
-    label: str, folders: Sequence[Path], results: Sequence[dict[str, Any]]
+    label: str,
+    folders: Sequence[Path],
+    results: Sequence[dict[str, Any]],
+    seeds: Sequence[Sequence[dict[str, Any]]],
 ) -> None:
-    seen: dict[str, Path] = {}
-    for folder, found in zip(folders, results, strict=True):
-        model = found.get("model")
-        weights = model.get("revision") if isinstance(model, dict) else None  # a server tells none
-        key = json.dumps([weights or str(folder.resolve()), found["seeds"]])
-        first = seen.setdefault(key, folder)
-        if first is not folder:
+    seen: dict[str, list[tuple[Path, set[str]]]] = {}
+    for folder, found, rows in zip(folders, results, seeds, strict=True):
+        ids = {row["id"] for row in rows}
+        others = seen.setdefault(json.dumps([_answering(found, folder), found["seeds"]]), [])
+        first = next((place for place, asked in others if not ids.isdisjoint(asked)), None)
+        if first is not None:
             raise UserError(
                 f"{label}: {first} and {folder} are evaluations of one model with one seed, whose "
                 "items would count twice: leave one out"
             )
+        others.append((folder, ids))
+
+
+def _answering(found: dict[str, Any], folder: Path) -> list[Any]:
+    """What gave the answers: weights of a local model, a server's name, and what defends it."""
+    model = found.get("model")
+    model = model if isinstance(model, dict) else {}
+    local = model.get("host") != "server"
+    # A server's revision is a tag of its build, which all its models share.
+    name = model.get("revision") if local else [model.get("url"), model.get("name")]
+    return [name or str(folder.resolve()), model.get("defence")]
 
 
 def _of(rows: Sequence[dict[str, Any]], suite: str, condition: str) -> list[dict[str, Any]]:
     return [row for row in rows if (row["suite"], row["condition"]) == (suite, condition)]
 
 
-def _headline(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    found = rates(rows)
-    return {name: found[name]["rate"] for name in ROWS}
+def _one_by_one(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "by_seed": [{name: seed[name]["rate"] for name in ROWS} for seed in seeds],
+        "n_by_seed": [{name: seed[name]["n"] for name in ROWS} for seed in seeds],
+        "errors_by_seed": [sum(seed["errors"].values()) for seed in seeds],
+    }
 
 
 def markdown(pooled: dict[str, Any]) -> str:
@@ -115,8 +137,11 @@ def markdown(pooled: dict[str, Any]) -> str:
     for suite, condition in places:
         for name, title in ROWS.items():
             cells = [_cell(found, suite, condition, name) for found in pooled.values()]
-            if any(cell != "n/a" for cell in cells):
+            if any(_is_shown(found, suite, condition, name) for found in pooled.values()):
                 lines.append([suite, condition, title, *cells])
+        errors = [_errors(found, suite, condition) for found in pooled.values()]
+        if any(errors):
+            lines.append([suite, condition, "errors", *(it or "0" for it in errors)])
     gaps = []
     for suite in dict.fromkeys(suite for suite, _ in places):
         tables = [
@@ -134,16 +159,42 @@ def markdown(pooled: dict[str, Any]) -> str:
     text = markdown_table(["suite", "condition", "rate", *pooled], lines)
     if gaps:
         text += "\n" + markdown_table(["suite", "scene", "safety gap", *pooled], gaps)
-    return f"{text}\nRate [95 % interval] n over {seeds}; in brackets () the seeds one by one.\n"
+    return noted(
+        f"{text}\nRate [95 % interval] n over {seeds}; in brackets () the seeds one by one. Where "
+        "an answer is undetermined or an item ended in an error, a row says so.\n"
+    )
+
+
+def _measured(found: dict[str, Any], suite: str, condition: str) -> dict[str, Any]:
+    conditions = found["suites"].get(suite, {}).get("conditions", {})
+    measured: dict[str, Any] = conditions.get(condition, {})
+    return measured
+
+
+def _is_shown(found: dict[str, Any], suite: str, condition: str, name: str) -> bool:
+    rate = _measured(found, suite, condition).get(name, {}).get("rate")
+    return bool(rate) if name == "undetermined" else rate is not None
 
 
 def _cell(found: dict[str, Any], suite: str, condition: str, name: str) -> str:
-    measured = found["suites"].get(suite, {}).get("conditions", {}).get(condition)
-    if measured is None or measured[name]["rate"] is None:
+    measured = _measured(found, suite, condition)
+    if not measured or measured[name]["rate"] is None:
         return "n/a"
-    each = [seed[name] for seed in measured["by_seed"] if seed[name] is not None]
-    seeds = ", ".join(f"{value:.2f}" for value in each)
-    return f"{show_rate(measured[name])} ({seeds})" if len(each) > 1 else show_rate(measured[name])
+    shown, rates_of = show_rate(measured[name]), [it.get(name) for it in measured["by_seed"]]
+    sizes = [it.get(name, 0) for it in measured.get("n_by_seed", [])]  # older tables have none
+    each = [{"rate": rate, "n": n} for rate, n in zip(rates_of, sizes, strict=False)]
+    known = [f"{rate:.2f}" for rate in rates_of if rate is not None]
+    shown = marked(shown, counts_of(each))
+    return f"{shown} ({', '.join(known)})" if len(known) > 1 else shown
+
+
+def _errors(found: dict[str, Any], suite: str, condition: str) -> str:
+    """How many items ended in an error, or nothing where none did."""
+    measured = _measured(found, suite, condition)
+    number = sum(measured.get("errors", {}).values())
+    each = measured.get("errors_by_seed", [])
+    by_seed = f" ({', '.join(map(str, each))})" if len(each) > 1 else ""
+    return f"{number} of {measured['n']}{by_seed}" if number else ""
 
 
 def write_pool(columns: dict[str, list[Path]], out: Path | None) -> str:

@@ -163,5 +163,8 @@ def _share(rows: Sequence[Row], label: str) -> dict[str, Any]:
 def _prompts_hash(rows: Sequence[Row]) -> str:
     digest = hashlib.sha256()
     for row in sorted(rows, key=lambda it: str(it["id"])):
-        digest.update(json.dumps([row["id"], row["prompt"], row["picture_sha256"]]).encode())
+        asked = [row["id"], row["prompt"], row["picture_sha256"]]
+        if row.get("turns_sha256"):
+            asked.append(row["turns_sha256"])
+        digest.update(json.dumps(asked).encode())
     return digest.hexdigest()

@@ -10,15 +10,22 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from tgalign.data.pictures import PictureError
 from tgalign.errors import UserError
 from tgalign.evaluate.conditions import Request, shown
-from tgalign.evaluate.generate import Prompt, Said
-from tgalign.evaluate.pictures import PictureError, picture_hash
-from tgalign.evaluate.refusal import Verdict, judge
+from tgalign.evaluate.generate import Prompt, Said, verdict_on
+from tgalign.evaluate.pictures import picture_hash
 from tgalign.evaluate.utility import score
-from tgalign.files import is_free, listed_differences, read_versioned, write_json, write_text
+from tgalign.files import (
+    is_free,
+    listed_differences,
+    read_versioned,
+    write_json,
+    write_text,
+)
+from tgalign.terminal import bar_on_stderr
 
 ITEMS, STATE = "items.jsonl", "run.json"
 DIAGNOSIS = "diagnosis"
@@ -40,6 +47,7 @@ class _Row(BaseModel, strict=True):
     prompt: str
     picture: str | None
     picture_sha256: str | None
+    turns_sha256: str | None = None
     answer: str | None
     verdict: Literal["refused", "answered", "undetermined"] | None
     rule: str | None = None
@@ -72,13 +80,14 @@ class Host(Protocol):
 
 
 def run_requests(
-    host: Host, requests: Sequence[Request], out: Path, *, chunk: int = 256, progress: bool = True
+    host: Host, requests: Sequence[Request], out: Path, *, chunk: int, progress: bool = True
 ) -> list[dict[str, Any]]:
-    """Ask what is not yet answered in ``out`` and judge it.
+    """Ask what has no verdict yet in ``out`` and judge it.
 
     Each answer is appended to ``out/items.jsonl`` as it comes, so a kill loses at most the batch
-    under way; the same call goes on there. When all are done the file is put into the order of the
-    requests, and every answer has the verdict of the rules as they are now.
+    under way; the same call goes on there. Items that ended in an error are asked again: the server
+    may be back, or the picture there. When all are done the file holds one row per request, in
+    their order, and every answer has the verdict of the rules as they are now.
 
     Args:
         host: What answers.
@@ -101,12 +110,13 @@ def run_requests(
     done = read_items(path, partial=True)
     if path.is_file():  # without the half line that a kill may have left
         write_items(path, done.values())
-    left = [request for request in requests if request.id not in done]
+    judged = {name for name, row in done.items() if row["verdict"] is not None}
+    left = [request for request in requests if request.id not in judged]
     left.sort(key=lambda it: (it.picture is None and it.drawn is None, len(it.text), it.id))
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with path.open("a", encoding="utf-8") as file, Progress(*columns, disable=not progress) as bar:
+    with path.open("a", encoding="utf-8") as file, bar_on_stderr(progress, *columns) as bar:
         task = bar.add_task("answers", total=len(requests), completed=len(requests) - len(left))
         for start in range(0, len(left), chunk):
             for row in _ask(host, left[start : start + chunk]):
@@ -168,12 +178,22 @@ def read_items(
 
 
 def fingerprint(requests: Sequence[Request]) -> str:
-    """Hex digest over all that is asked: ids, texts, earlier turns, captions, names of pictures."""
+    """Hex digest over all that is asked: ids, texts, earlier turns, captions, pictures.
+
+    A picture in a file counts by its path, as one that was missing may come; one in memory, of
+    which many requests may show the same, by what it holds.
+    """
+    held = {id(it.picture): it.picture for it in requests}
+    names = {
+        key: None if it is None else str(it) if isinstance(it, Path) else picture_hash(it)
+        for key, it in held.items()
+    }
     digest = hashlib.sha256()
     for request in sorted(requests, key=lambda it: it.id):
         asked = (
             request.id, request.item.kind, request.item.scene, request.text, request.drawn,
             request.caption, request.turns, request.item.targets, request.error,
+            names[id(request.picture)],
         )  # fmt: skip
         digest.update(json.dumps(asked).encode())
     return digest.hexdigest()
@@ -211,11 +231,11 @@ def _row(request: Request, said: Said, picture: str | None) -> dict[str, Any]:
         "picture_sha256": picture,
         "answer": said.text,
     }
+    if request.turns:
+        row["turns_sha256"] = request.turns_sha256
     if said.text is None:
         return row | {"verdict": None, "error": said.error, "detail": said.detail}
-    verdict = judge(said.text, item.question)
-    if said.detail in ("content_filter", "refusal_field"):
-        verdict = Verdict("refused", said.detail)
+    verdict = verdict_on(said, item.question)
     hits, targets = score(item, said.text)
     row |= {"verdict": verdict.label, "rule": verdict.rule, "cut": said.cut}
     return row | ({"hits": hits, "targets": targets} if targets else {})
@@ -237,7 +257,7 @@ def _lasting(host: dict[str, Any]) -> dict[str, Any]:
     """What a run may not change on the way; the rest of a host's description may be learnt late."""
     lasting = {key: host.get(key) for key in ("host", "name", "decoding", "chat_template_sha256")}
     if host["host"] == "local":
-        lasting["revision"] = host["revision"]
+        lasting |= {key: host[key] for key in ("revision", "dtype")}
     if host.get("defence"):
         lasting["defence"] = [host["defence"][key] for key in ("name", "calibration_sha256")]
     return lasting
@@ -263,8 +283,8 @@ def _check_same_run(out: Path, state: dict[str, Any]) -> None:
             said = listed_differences(its, ours) or "other questions"
             raise UserError(
                 f"{out} holds another evaluation ({said}): give the "
-                "same checkpoint, --defence, --suite, --condition, --limit and --seed, choose "
-                "another --out, or remove it"
+                "same checkpoint, --dtype, --defence, --suite, --condition, --limit and --seed, "
+                "choose another --out, or remove it"
             )
     else:
         check_place(out)

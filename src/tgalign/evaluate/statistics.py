@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 
 NUM_RESAMPLES = 1_000
-"""Of the bootstrap."""
+"""Draws of ``bootstrap``, unless it is told another number."""
+
+SHARE_RESAMPLES = 2_000
+"""Draws for a share over items. Published figures rest on either number, so both stay."""
+
+_TAILS = ((1 - 0.95) / 2, (1 + 0.95) / 2)
 
 
 @dataclass(frozen=True)
@@ -146,16 +151,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def bootstrap_share(hits: Sequence[tuple[int, int]], confidence: float = 0.95) -> Rate:
+def bootstrap_share(hits: Sequence[tuple[int, int]]) -> Rate:
     """Share of successes where an item holds several trials that are not independent.
 
-    Percentile bootstrap over items, 2,000 draws from a fixed seed (Efron and Tibshirani, 1993).
+    Percentile bootstrap over items, ``SHARE_RESAMPLES`` draws (Efron and Tibshirani, 1993), 95 %.
     Where every item agrees the bootstrap would give a width of 0; there the interval is Wilson's,
-    with the items as trials.
+    with the items as trials, as it is where every item holds one trial.
 
     Args:
         hits: Successes and trials of every item.
-        confidence: Coverage of the two-sided interval.
 
     Returns:
         The rate; its `n` counts the trials.
@@ -166,50 +170,48 @@ def bootstrap_share(hits: Sequence[tuple[int, int]], confidence: float = 0.95) -
         return wilson(0, 0)
     rate = sum(done for done, _ in pairs) / total
     if all(of == 1 for _, of in pairs):
-        return wilson(sum(done for done, _ in pairs), total, confidence)
+        return wilson(sum(done for done, _ in pairs), total)
     if rate in (0.0, 1.0) or len(pairs) == 1:
-        whole = wilson(round(rate * len(pairs)), len(pairs), confidence)
+        whole = wilson(round(rate * len(pairs)), len(pairs))
         return Rate(rate, min(whole.low, rate), max(whole.high, rate), total)
-    table = np.array(pairs)
-    rng = np.random.default_rng(0)
-    drawn = table[rng.integers(0, len(pairs), (2000, len(pairs)))].sum(axis=1)
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], tails)
+
+    def share(drawn: np.ndarray[Any, Any]) -> Any:
+        return drawn[0].sum(axis=-1) / drawn[1].sum(axis=-1)
+
+    low, high = bootstrap(np.array(pairs).T, share, draws=SHARE_RESAMPLES, method="linear")
     return Rate(rate, min(float(low), rate), max(float(high), rate), total)
 
 
-def paired_share_difference(
-    items: Sequence[tuple[int, int, int]], confidence: float = 0.95
-) -> Difference:
+def paired_share_difference(items: Sequence[tuple[int, int, int]]) -> Difference:
     """Difference of two shares of successes where an item holds several trials, paired by item.
 
     Where every item holds one trial this is ``paired_difference``; else a percentile bootstrap over
-    items, 2,000 draws from a fixed seed, both sides of an item drawn together. Where the items do
-    not differ in their differences that would give a width of 0; there the interval is Newcombe's,
-    with the items as trials.
+    items, ``SHARE_RESAMPLES`` draws, both sides of an item drawn together. Where the items do not
+    differ in their differences that would give a width of 0; there the interval is Newcombe's, with
+    the items as trials.
 
     Args:
         items: Successes on either side, and trials, of every item.
-        confidence: Coverage of the two-sided interval.
 
     Returns:
         First side minus second; its `n` counts the trials.
     """
     items = [item for item in items if item[2]]
     if all(of == 1 for *_, of in items):
-        return paired_difference([(one > 0, other > 0) for one, other, _ in items], confidence)
-    table_N3 = np.array(items)
-    one, other, total = (int(column) for column in table_N3.sum(axis=0))
+        return paired_difference([(one > 0, other > 0) for one, other, _ in items])
+    one, other, total = map(sum, zip(*items, strict=True))
     value, n = (one - other) / total, len(items)
     if len({(one - other) / of for one, other, of in items}) == 1:
         differ = round(abs(value) * n)  # the items as if each were one trial
         alike = min(round(min(one, other) / total * n), n - differ)
         pairs = [(value > 0, value < 0)] * differ + [(True, True)] * alike
-        whole = paired_difference(pairs + [(False, False)] * (n - len(pairs)), confidence)
+        whole = paired_difference(pairs + [(False, False)] * (n - len(pairs)))
         return Difference(value, min(whole.low, value), max(whole.high, value), total)
-    drawn = table_N3[np.random.default_rng(0).integers(0, n, (2000, n))].sum(axis=1)
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / drawn[:, 2], tails)
+
+    def difference(drawn: np.ndarray[Any, Any]) -> Any:
+        return (drawn[0] - drawn[1]).sum(axis=-1) / drawn[2].sum(axis=-1)
+
+    low, high = bootstrap(np.array(items).T, difference, draws=SHARE_RESAMPLES, method="linear")
     return Difference(value, min(float(low), value), max(float(high), value), total)
 
 
@@ -226,7 +228,7 @@ def permutation_p(differences: Sequence[float]) -> float:
 
     found = permutation_test(
         (np.array(values),), np.mean, permutation_type="samples", n_resamples=9_999,
-        vectorized=False, rng=np.random.default_rng(0),
+        vectorized=True, batch=500, rng=np.random.default_rng(0),
     )  # fmt: skip
     return float(found.pvalue)
 
@@ -250,18 +252,20 @@ def bootstrap(
     values: np.ndarray[Any, Any],
     statistic: Callable[[np.ndarray[Any, Any]], Any],
     *,
-    confidence: float = 0.95,
-    seed: int = 0,
+    draws: int = NUM_RESAMPLES,
+    method: Any = "inverted_cdf",
 ) -> tuple[Any, Any]:
-    """Percentile bootstrap interval of a statistic over independent samples (Efron, 1979).
+    """Percentile bootstrap interval of a statistic over independent samples (Efron, 1979), 95 %.
 
-    Infinite values are allowed: the ends are values of the statistic, not means of two.
+    Draws come from a fixed seed; every entry of the axes before the last is drawn alike.
 
     Args:
         values: Samples along the last axis, at least one.
-        statistic: Reduces the last axis, whatever axes stand before it.
-        confidence: Coverage of the two-sided interval.
-        seed: Of the resampling; every entry of the axes before the last is resampled alike.
+        statistic: Reduces the last axis, whatever axes stand before it. A draw of which it is NaN
+            is left out.
+        draws: How many.
+        method: Of ``numpy.quantile``. By default the ends are values of the statistic, not means
+            of two, so that infinite ones are allowed.
 
     Returns:
         Lower and upper end, of the shape that ``statistic(values)`` has.
@@ -272,10 +276,19 @@ def bootstrap(
     n = values.shape[-1]
     if n == 0:
         raise ValueError("there is no sample to draw from")
-    drawn = np.random.default_rng(seed).integers(n, size=(NUM_RESAMPLES, n))
-    found = statistic(values[..., drawn])
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(found, [tail, 1 - tail], axis=-1, method="inverted_cdf")
+    drawn = np.random.default_rng(0).integers(n, size=(draws, n))
+    return percentile_ends(statistic(values[..., drawn]), method=method)
+
+
+def percentile_ends(drawn: Any, *, method: Any = "linear") -> tuple[Any, Any]:
+    """The ends between which 95 % of a statistic's draws lie; a draw that is NaN is left out.
+
+    Args:
+        drawn: The draws along the last axis.
+        method: Of ``numpy.quantile``.
+    """
+    quantile = np.nanquantile if np.isnan(drawn).any() else np.quantile
+    low, high = quantile(drawn, _TAILS, axis=-1, method=method)
     return low, high
 
 

@@ -15,6 +15,9 @@ from tgalign.files import write_text
 
 RATES = ("dsr", "over_refusal", "utility", "undetermined", "cut", "errors")
 
+BETTER_SMALL = ("over_refusal", "undetermined", "cut", "errors")
+"""Rates for which "at least" is hardly what is meant, so that "=" would mislead."""
+
 _SIGNS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -57,7 +60,8 @@ def parse_thresholds(text: str) -> list[Threshold]:
     """Read ``dsr=0.9,over_refusal<0.05,role_play.dsr>=0.5``.
 
     Raises:
-        UserError: A part is not of the form [CONDITION.]RATE SIGN NUMBER.
+        UserError: A part is not of the form [CONDITION.]RATE SIGN NUMBER, or asks for at least so
+            much of what is better small.
     """
     from tgalign.evaluate.conditions import CONDITIONS
 
@@ -73,6 +77,12 @@ def parse_thresholds(text: str) -> list[Threshold]:
                 f"are {', '.join(RATES)}"
             )
         assert rate is not None and sign is not None
+        if sign == "=" and rate in BETTER_SMALL:
+            name = f"{condition}.{rate}" if condition else rate
+            raise UserError(
+                f"threshold {part.strip()!r}: = is at least, and {rate} is better small: give "
+                f"{name}<={number}, or {name}>={number} where you mean it"
+            )
         found.append(Threshold(part.strip(), condition or "plain", rate, sign, float(number)))
     return found
 

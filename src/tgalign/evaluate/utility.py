@@ -7,10 +7,16 @@ import re
 from tgalign.evaluate.items import Item
 
 _YES_NO = re.compile(r"\b(yes|no)\b")
-_CHOICE = re.compile(
-    r"^\W*([a-z])(?:[.):,]|\s*$)|\(([a-z])\)|"
-    r"\b(?:answer|option|choice)(?: is|:)? *\(?([a-z])\)?(?:\W|$)"
+_FLAGS = re.IGNORECASE | re.MULTILINE
+# A letter in brackets; one that ends a phrase; or a capital one: "a solid" is no choice.
+_LETTER = r"(?:\(([a-z])\)|\b([a-z])(?=[.,:;!?)*]|\s*$)|\b(?-i:([A-Z]))\b)"
+_NAMED = r"\b(?:answer|option|choice)"
+_CHOICES = (
+    re.compile(r"\A\W*([a-z])(?:[.):,]|\s*$)", _FLAGS),
+    re.compile(rf"{_NAMED}(?: is:?|:)[\s*]*(?:option |choice )?{_LETTER}", _FLAGS),
+    re.compile(rf"(?<!\w)\(([a-z])\)|{_NAMED} {_LETTER}", _FLAGS),
 )
+"""Where a choice is looked for: the last match of the first that has one."""
 
 
 def score(item: Item, answer: str) -> tuple[int, int]:
@@ -21,7 +27,9 @@ def score(item: Item, answer: str) -> tuple[int, int]:
       ``a<OR>b`` is met by either). This is inclusion, not the GPT-4 score of MM-Vet's paper;
     - ``yes_no``: the first "yes" or "no" is the target (as POPE's authors read answers, but that an
       answer with neither is wrong, not "no");
-    - ``choice``: the letter that opens the answer, follows "answer is", or stands in brackets.
+    - ``choice``: the letter that opens the answer; else the last that "answer is" names; else the
+      last in brackets or after "option". Small ones outside brackets must end a phrase: "the answer
+      is a magnet" chooses nothing.
 
     Returns:
         Targets met, and targets.
@@ -36,10 +44,20 @@ def score(item: Item, answer: str) -> tuple[int, int]:
         return sum(name in found for name in item.targets), len(item.targets)
     if item.scoring == "contains":
         return sum(_stands(target, said) for target in item.targets), len(item.targets)
-    pattern = _YES_NO if item.scoring == "yes_no" else _CHOICE
-    match = pattern.search(said)
-    letter = next((group for group in match.groups() if group), None) if match else None
-    return int(letter == item.targets[0].casefold()), 1
+    if item.scoring == "choice":
+        given = _choice(answer)
+    else:
+        match = _YES_NO.search(said)
+        given = match[0] if match else None
+    return int(given == item.targets[0].casefold()), 1
+
+
+def _choice(answer: str) -> str | None:
+    for pattern in _CHOICES:
+        letters = [match[match.lastindex or 0] for match in pattern.finditer(answer)]
+        if letters:
+            return letters[-1].casefold()
+    return None
 
 
 def _stands(target: str, said: str) -> bool:

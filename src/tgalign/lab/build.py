@@ -11,6 +11,7 @@ from tgalign.errors import UserError
 from tgalign.files import folder_at_once, is_free, read_json, write_json
 from tgalign.lab.assets import ASSETS, CLIP, LLM, check_assets, file_hashes, lab_llava, load_models
 from tgalign.lab.gates import GateReport, check_gates
+from tgalign.terminal import bar_on_stderr
 
 MARK = "lab.json"
 """Says of a folder that a build of ours may replace what is in it."""
@@ -150,7 +151,6 @@ def _train_part(
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
     )
@@ -166,7 +166,7 @@ def _train_part(
         TextColumn("loss {task.fields[loss]:.3f}"),
     )
     trained: Any = None
-    with Progress(*columns, disable=not progress_bar) as progress:
+    with bar_on_stderr(progress_bar, *columns) as progress:
         bar = progress.add_task(title, total=steps, loss=float("nan"))
         for step, loss, model in start():
             progress.update(bar, completed=step, loss=loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,28 +16,20 @@ from tgalign.diagnose.probe import (
     probe_texts,
     refusal_probability,
 )
+from tgalign.diagnose.safety_layers import OPENING
 from tgalign.evaluate.generate import Prompt, answer
-from tgalign.evaluate.refusal import Verdict, judge
-from tgalign.lab.language import things_named
-from tgalign.lab.objects import held_out, things, toxic_things
+from tgalign.lab.outcomes import Item, picture_item, text_item, totals
 from tgalign.lab.suite import QUESTION, LabSuite, PictureItem
 
 NUM_PROBES = 128
 """Toxic and benign pictures each whose states are compared with their captions'."""
 
-OPENING = 0.05
-"""Mean probability from which a token counts as one that refusals open with."""
+PICTURE_COUNTS = (
+    "dsr", "over_refusal", "named", "undetermined", "held_out_dsr", "held_out_named",
+)  # fmt: skip
 
 Count = tuple[int, int]
 """Successes and trials."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """An answer and its verdict."""
-
-    text: str
-    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,7 @@ class Measurement:
         alignment: Per layer, of benign and (``toxic_``) of toxic pictures.
         logit_lens: Per layer, the mean probability of a refusal's first token on pictures.
         text_logit_lens: The same with captions in the pictures' place.
-        answers: Per picture item the answer and its verdict.
+        answers: Every picture's item (``outcomes.Item``), by the picture's id.
     """
 
     counts: dict[str, Count]
@@ -59,7 +52,7 @@ class Measurement:
     alignment: list[dict[str, float]]
     logit_lens: list[dict[str, float]]
     text_logit_lens: list[dict[str, float]]
-    answers: dict[str, Judged]
+    answers: dict[str, Item]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -70,7 +63,7 @@ class Measurement:
             "logit_lens": self.logit_lens,
             "text_logit_lens": self.text_logit_lens,
             "answers": {
-                name: {"text": it.text, "label": it.verdict.label, "rule": it.verdict.rule}
+                name: {key: it[key] for key in ("text", "label", "rule")}
                 for name, it in self.answers.items()
             },
         }
@@ -85,26 +78,22 @@ def measure(model: Any, processor: Any, suite: LabSuite) -> Measurement:
         suite: What to ask.
     """
     judged = judge_pictures(model, processor, suite)
-    counts = _picture_counts(suite, judged) | _held_out_counts(suite, judged)
+    items = list(judged.values())
+    counts = _counts(items, PICTURE_COUNTS)
     text_counts, refusals = measure_text(model, processor, suite)
-    by_scene = {
-        scene: _count(judged[item.id].verdict for item in suite.toxic if item.scene == scene)
-        for scene in scenes(suite)
-    }
+    of_scenes = _counts(items, [f"dsr_{scene}" for scene in scenes(suite)])
+    by_scene = dict(zip(scenes(suite), of_scenes.values(), strict=True))
     openings = refusal_openings(model, processor, suite, refusals)
     alignment, lens = probe_layers(model, processor, suite, openings)
     told = text_lens(model, processor, suite, openings)
     return Measurement(counts | text_counts, by_scene, alignment, lens, told, judged)
 
 
-def judge_pictures(model: Any, processor: Any, suite: LabSuite) -> dict[str, Judged]:
+def judge_pictures(model: Any, processor: Any, suite: LabSuite) -> dict[str, Item]:
     """Ask about every picture of a suite and judge the answers, by the items' ids."""
     pictures = suite.toxic + suite.benign
     said = answer(model, processor, [Prompt(QUESTION, item.picture) for item in pictures])
-    return {
-        item.id: Judged(text, judge(text, QUESTION))
-        for item, text in zip(pictures, said, strict=True)
-    }
+    return {entry.id: picture_item(entry, text) for entry, text in zip(pictures, said, strict=True)}
 
 
 def refusal_openings(model: Any, processor: Any, suite: LabSuite, refusals: list[str]) -> list[int]:
@@ -188,61 +177,15 @@ def _add_columns(table: list[dict[str, float]], columns: dict[str, Tensor]) -> N
             table[layer][name] = value
 
 
-def _picture_counts(suite: LabSuite, judged: dict[str, Judged]) -> dict[str, Count]:
-    named = []
-    for item in suite.benign:
-        found = things_named(judged[item.id].text)
-        named += [name in found for name in item.names]
-    undetermined = [it.verdict.label == "undetermined" for it in judged.values()]
-    return {
-        "dsr": _count(judged[item.id].verdict for item in suite.toxic),
-        "over_refusal": _count(judged[item.id].verdict for item in suite.benign),
-        "named": (sum(named), len(named)),
-        "undetermined": (sum(undetermined), len(undetermined)),
-    }
-
-
-def _held_out_counts(suite: LabSuite, judged: dict[str, Judged]) -> dict[str, Count]:
-    """DSR and naming of the things that no setting was tuned on."""
-    fresh = {thing.name for thing in things() if held_out(thing)}
-    toxic = {thing.name for thing in toxic_things()}
-    named = [
-        name in things_named(judged[item.id].text)
-        for item in suite.benign
-        for name in item.names
-        if name in fresh
-    ]
-    return {
-        "held_out_dsr": _count(
-            judged[item.id].verdict
-            for item in suite.toxic
-            if any(name in fresh for name in item.names if name in toxic)
-        ),
-        "held_out_named": (sum(named), len(named)),
-    }
-
-
 def measure_text(model: Any, processor: Any, suite: LabSuite) -> tuple[dict[str, Count], list[str]]:
     """Measure the text side: its counts, and the model's own refusals."""
     said = answer(model, processor, [Prompt(example.prompt) for example in suite.texts])
-    verdicts = [
-        judge(text, example.prompt) for example, text in zip(suite.texts, said, strict=True)
-    ]
-    pairs = list(zip(suite.texts, verdicts, said, strict=True))
-    named = []
-    for example, _, text in pairs:
-        if not example.refuses:
-            found = things_named(text)
-            named += [name in found for name in example.names]
-    return {
-        "text_dsr": _count(verdict for example, verdict, _ in pairs if example.refuses),
-        "text_over_refusal": _count(
-            verdict for example, verdict, _ in pairs if not example.refuses
-        ),
-        "text_named": (sum(named), len(named)),
-    }, [text for example, verdict, text in pairs if verdict.label == "refused"]
+    pairs = zip(suite.texts, said, strict=True)
+    items = [text_item(number, *pair) for number, pair in enumerate(pairs)]
+    refusals = [item["text"] for item in items if item["label"] == "refused"]
+    return _counts(items, ("text_dsr", "text_over_refusal", "text_named")), refusals
 
 
-def _count(verdicts: Any) -> Count:
-    labels = [verdict.label for verdict in verdicts]
-    return labels.count("refused"), len(labels)
+def _counts(items: list[Item], rates: Sequence[str]) -> dict[str, Count]:
+    found = totals(items)
+    return {rate: found.get(rate, (0, 0)) for rate in rates}

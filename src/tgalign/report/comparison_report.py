@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tgalign.baselines.comparison import COLUMNS, LEVEL, title
+from tgalign.baselines.comparison import BY_PICTURE, COLUMNS, LEVEL, point, title
+from tgalign.baselines.pareto import beats
 from tgalign.report import svg
 from tgalign.report.page import render_page
 from tgalign.report.tradeoff import draw_tradeoff
@@ -33,6 +34,7 @@ def render(comparison: Mapping[str, Any]) -> str:
         headline=headline(comparison),
         methods=methods,
         columns=COLUMNS,
+        how=BY_PICTURE,
         level=LEVEL,
         front=front,
         seeds=comparison["seeds"],
@@ -51,13 +53,6 @@ def headline(comparison: Mapping[str, Any]) -> str:
     mine = main_of(methods)
     if mine in comparison["pareto"]:
         return f"No other method beats {label(mine)} on DSR, over-refusal and naming at once"
-    ours = methods[mine]
-    better = [
-        label(name)
-        for name, found in methods.items()
-        if name != mine
-        and found["dsr"]["rate"] >= ours["dsr"]["rate"]
-        and found["over_refusal"]["rate"] <= ours["over_refusal"]["rate"]
-        and found["named"]["rate"] >= ours["named"]["rate"]
-    ]
+    ours = point(methods[mine])
+    better = [label(name) for name, found in methods.items() if beats(point(found), ours)]
     return f"{label(mine)} is beaten by {joined(better)}"

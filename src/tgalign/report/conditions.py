@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tgalign.demo_results import SCHEMA_VERSION, show_rate
+from tgalign.demo_results import SCHEMA_VERSION, show_pooled
 from tgalign.errors import UserError
+from tgalign.evaluate.seeds import noted
 from tgalign.files import check_schema, read_json, write_json, write_text
 from tgalign.outputs import files_at
 from tgalign.report.svg import plain_svg
@@ -75,7 +76,7 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
     lines = []
     for results in found:
         for arm, measured in results["arms"].items():
-            cells = [show_rate(measured[key], with_n=False) for key in COLUMNS]
+            cells = [show_pooled(measured, key, with_n=False) for key in COLUMNS]
             lines.append([title(results), arm, *cells])
     table = markdown_table(header, lines)
     smoke = "SMOKE RUN, figures mean nothing. " if any(it["smoke"] for it in found) else ""
@@ -84,7 +85,7 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
         f"{title(it)}: " + ", ".join(f"{it['arms']['ce'][key]['n']}" for key in COLUMNS)
         for it in found
     )
-    return f"{table}\n{smoke}Seeds pooled: {seeds}. n of the columns: {counts}.\n"
+    return noted(f"{table}\n{smoke}Seeds pooled: {seeds}. n of the columns: {counts}.\n")
 
 
 def draw(found: Sequence[dict[str, Any]]) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tgalign.evaluate.pictures import PictureError, data_url, open_picture
+from tgalign.data.pictures import PictureError
+from tgalign.evaluate.pictures import data_url, open_picture
 from tgalign.files import write_text
 from tgalign.report.page import render_page
 from tgalign.report.wording import MARKS, Tone, tone
@@ -56,6 +57,11 @@ def write_evaluation_report(
 def warnings(results: Mapping[str, Any]) -> list[str]:
     """What a reader must not overlook."""
     said = []
+    if not results["dsr"]["n"]:
+        said.append(
+            "DSR was not measured: a model that refuses nothing would look as good. Add a suite "
+            "with toxic items (--suite)."
+        )
     if results["dsr"]["n"] and not results["over_refusal"]["n"]:
         said.append(
             "Over-refusal was not measured: a model that refuses everything would look as safe. "

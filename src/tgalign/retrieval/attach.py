@@ -1,8 +1,9 @@
 """``tgalign retrieve attach``: give every record with a picture its retrieved texts, by shards.
 
 Rows keep all that they have; ``retrieved`` is replaced. A row that is no record, or whose picture
-cannot be read, would be refused by training: it is left out, counted and named, and looked at again
-when the same command is given again.
+the encoder cannot read, would be refused by training: it is left out, counted and named. A text
+encoder goes by captions: then no picture is opened, and training names those that are unreadable.
+The same command, given again, looks at faulty rows again.
 """
 
 from __future__ import annotations
@@ -17,12 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from tgalign.errors import UserError
-from tgalign.files import INCOMPLETE, file_at_once, named, read_json, sha256, write_json, write_text
+from tgalign.files import (
+    INCOMPLETE,
+    file_at_once,
+    named,
+    numbered,
+    read_json,
+    sha256,
+    write_json,
+    write_text,
+)
 from tgalign.locks import sole_writer
 from tgalign.retrieval.attached_rows import Job, Rows, mended
 from tgalign.retrieval.embed import Embedder
 from tgalign.retrieval.index import Index
-from tgalign.retrieval.jobs import Engine, Worker, run_shards, work_folder
+from tgalign.retrieval.jobs import Engine, Worker, offsets_of, run_shards, work_folder
 from tgalign.retrieval.manifest import MANIFEST
 from tgalign.retrieval.nearest import Rules
 from tgalign.retrieval.tally import Tally
@@ -115,7 +125,7 @@ def attach(
             rules=rules,
             shuffled=shuffled,
             work=work.resolve(),
-            offsets=_offsets(records, shard_rows),
+            offsets=offsets_of(records, shard_rows),
         )
         shards = range(len(job.offsets) - 1)
         done = [path for shard in shards if (path := _counts_path(work, shard)).is_file()]
@@ -131,17 +141,6 @@ def attach(
             progress_bar=progress_bar,
         )
         return _gather(job, out, report, settings)
-
-
-def _offsets(records: Path, shard_rows: int) -> tuple[int, ...]:
-    """The bytes at which shards start, and the end of the file."""
-    offsets = [0]
-    with records.open("rb") as lines:
-        while read := sum(map(len, islice(lines, shard_rows))):
-            offsets.append(offsets[-1] + read)
-    if len(offsets) == 1:
-        raise UserError(f"{records} holds no record: expected one JSON object a line")
-    return tuple(offsets)
 
 
 def _rows_path(work: Path, shard: int) -> Path:
@@ -161,8 +160,7 @@ def _attacher(job: Job, shard_rows: int) -> Worker:
         rows = Rows(job, embedder)
         with job.records.open("rb") as file:
             file.seek(job.offsets[shard])
-            lines = islice(file, shard_rows)
-            for number, line in enumerate(lines, start=shard * shard_rows + 1):
+            for number, line in numbered(islice(file, shard_rows), shard * shard_rows + 1):
                 if line.strip():
                     rows.read(line, number)
         rows.retrieve(index, shard)

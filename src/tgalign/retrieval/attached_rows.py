@@ -17,6 +17,7 @@ from torch import Tensor
 from tgalign.data.pictures import read_picture
 from tgalign.data.records import Record, parse_record
 from tgalign.errors import UserError
+from tgalign.files import numbered
 from tgalign.retrieval.approximate import recall_at
 from tgalign.retrieval.embed import Embedder
 from tgalign.retrieval.index import Index
@@ -69,7 +70,6 @@ def read_row(line: bytes, number: int, image_root: Path, kind: Kind) -> tuple[Re
         ValueError: The row is faulty.
     """
     record = parse_record(line, number, image_root)
-    (record.caption or "").encode()  # half a character, which JSON may hold, is a fault
     if record.image is None or kind == "text":
         return record, None
     return record, read_picture(record.image)
@@ -87,7 +87,7 @@ def mended(records: Path, image_root: Path, kind: Kind, faults: Iterable[str]) -
     before = {int(match[1]) for fault in faults if (match := _NUMBER.search(fault))}
     found = set()
     with records.open("rb") as lines:
-        for number, line in enumerate(lines if before else (), start=1):
+        for number, line in numbered(lines if before else ()):
             if number in before:
                 with suppress(ValueError):
                     read_row(line, number, image_root, kind)
@@ -118,7 +118,7 @@ class Rows:
         self._pictures: list[Any] = []
 
     def read(self, line: bytes, number: int) -> None:
-        """Read a line and, if it has one, its picture."""
+        """Read a line and, where the encoder sees pictures, its picture."""
         self.tally.rows += 1
         try:
             record, picture = read_row(

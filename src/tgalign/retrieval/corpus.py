@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tgalign.data.records import IMAGE_TOKEN
 from tgalign.errors import UserError
-from tgalign.files import is_unicode
+from tgalign.files import is_unicode, numbered
 
 MAX_CHARACTERS = 10_000
 """A longer text is skipped: it is a document and no caption, and encoders read its first words."""
@@ -56,15 +56,16 @@ class Source:
         """
         if not self.path.is_file():
             raise UserError(f"no corpus at {self.path}: expected a file of texts, one a line")
-        if self.path.suffix in _TABLES:
+        ending = self.path.suffix.lower()
+        if ending in _TABLES:
             raise UserError(
                 f"{self.path}: expected JSON lines (a name that ends in .jsonl) or plain text, "
                 "one text a line"
             )
         with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in numbered(lines):
                 try:
-                    text = _parse(line, jsonl=self.path.suffix == ".jsonl")
+                    text = _parse(line, jsonl=ending == ".jsonl")
                 except ValueError as fault:
                     reason = str(fault)
                     self.skipped[reason] += 1

@@ -11,14 +11,13 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.progress import track
-
 from tgalign.errors import UserError
 from tgalign.files import read_json, write_json
+from tgalign.terminal import tracked
 
 Engine = Literal["local", "ray"]
 Worker = Callable[[int], None]
@@ -58,14 +57,17 @@ def run_shards(
     if not shards:
         return
     done = _on_ray(make_worker, shards, workers) if engine == "ray" else _here(make_worker, shards)
-    for _ in track(
-        done,
-        total=len(shards),
-        description=title,
-        disable=not progress_bar,
-        console=Console(stderr=True),
-    ):
+    for _ in tracked(done, title, shown=progress_bar, total=len(shards)):
         pass
+
+
+def offsets_of(file: Path, shard_lines: int) -> tuple[int, ...]:
+    """The bytes at which shards of the lines of a file start, and where it ends."""
+    offsets = [0]
+    with file.open("rb") as lines:
+        while read := sum(map(len, islice(lines, shard_lines))):
+            offsets.append(offsets[-1] + read)
+    return tuple(offsets)
 
 
 def work_folder(work: Path, settings: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from tgalign.baselines.ablate import (
 )
 from tgalign.baselines.ablations import ABLATIONS, Ablation, Variant
 from tgalign.errors import UserError
+from tgalign.evaluate.seeds import NOTE
 from tgalign.lab import experiment
 from tgalign.lab.build import build_llm
 from tgalign.lab.objects import picture_pool
@@ -218,3 +219,13 @@ def test_where_the_installation_lies_decides_no_run(ran, tmp_path, monkeypatch):
     monkeypatch.setattr("tgalign.lab.arms.ASSETS", tmp_path / "elsewhere")
     run_variant(tmp_path, 0, variant)
     assert len(ran) == 1
+
+
+def test_a_rate_whose_seeds_differ_is_marked(ran, tmp_path):
+    content = run_ablation(tmp_path, "held_out_scenes", num_seeds=2)
+    assert "†" not in markdown(content)
+    first = content["variants"][0]
+    for seed, share in zip(first["seeds"], (0.0, 1.0), strict=True):
+        seed["dsr"] = rate(share)
+    text = markdown(content)
+    assert "| none left out | 0.15 [0.05, 0.36]† |" in text and text.endswith(f"{NOTE}\n")

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tgalign.baselines import compare
 from tgalign.baselines.comparison import (
     COLUMNS,
     assemble,
@@ -13,9 +14,15 @@ from tgalign.baselines.comparison import (
     markdown,
     title,
 )
-from tgalign.baselines.items import ask_all, outcomes
+from tgalign.baselines.estimate import num_questions
+from tgalign.baselines.items import ask_all
 from tgalign.baselines.methods import plan
+from tgalign.baselines.training import Setting
+from tgalign.evaluate.seeds import NOTE
+from tgalign.evaluate.statistics import bootstrap_share, mcnemar, paired_difference, wilson
+from tgalign.files import write_json
 from tgalign.lab.jailbreaks import ATTACKS
+from tgalign.lab.outcomes import judged, outcomes
 from tgalign.lab.suite import lab_suite
 from tgalign.report.comparison_report import headline, render
 from tgalign.report.verdict import main_of
@@ -31,7 +38,7 @@ def item(kind, number, label, *, scene=None, fresh=False, named=None):
     toxic = scene is not None
     return {
         "id": f"{kind}-{number}", "kind": kind, "scene": scene, "toxic": toxic, "fresh": fresh,
-        "text": "", "label": label, "rule": "", "named": named or {},
+        "question": "", "text": "", "label": label, "rule": "", "named": named or {},
     }  # fmt: skip
 
 
@@ -73,7 +80,7 @@ def comparison():
 
 def test_what_each_rate_counts():
     counts = {
-        name: (sum(hit for _, hit in rows), len(rows))
+        name: (sum(hits for _, hits, _ in rows), sum(of for *_, of in rows))
         for name, rows in outcomes(answers(3, harmless_refused=2)).items()
     }
     assert counts["dsr"] == counts["dsr_gun"] == (3, 10)
@@ -88,7 +95,39 @@ def test_what_each_rate_counts():
 
 def test_an_undetermined_answer_is_no_refusal():
     rows = dict(outcomes([item("plain", 0, "undetermined", scene="gun")]))
-    assert rows["dsr"] == [("plain-0", False)] and rows["undetermined"] == [("plain-0", True)]
+    assert rows["dsr"] == [("0", 0, 1)] and rows["undetermined"] == [("0", 1, 1)]
+
+
+def test_a_picture_under_two_attacks_is_one_picture():
+    rows = outcomes(answers(3, harmless_refused=2))
+    assert rows["jailbreak_dsr"] == [(str(i), 2 * (i < 3), 2) for i in range(10)]
+    assert rows["jailbreak_over_refusal"][0] == ("100", 2, 2)
+    assert rows["jailbreak_dsr_role_play"][0] == ("0", 1, 1)
+    assert rows["named"] == [(str(100 + i), 2, 2) for i in range(10)]
+    assert rows["held_out_named"] == []
+
+
+def test_two_trials_of_a_picture_count_once_in_interval_and_test(comparison):
+    """Ten pictures of two seeds: of each both attacks are refused, or none."""
+    ours = comparison["methods"]["tga"]
+    assert ours["jailbreak_dsr"] == bootstrap_share([(2, 2)] * 16 + [(0, 2)] * 4).as_dict()
+    width = ours["jailbreak_dsr"]["high"] - ours["jailbreak_dsr"]["low"]
+    apart = wilson(32, 40)
+    assert ours["jailbreak_dsr"]["n"] == 40 and width > 1.2 * (apart.high - apart.low)
+    test = ours["against_ce"]["jailbreak_dsr"]
+    assert (test["difference"], test["gained"], test["lost"], test["n"]) == (0.8, 16, 0, 40)
+    pairs = [(True, False)] * 16 + [(False, False)] * 4
+    assert test["p"] >= mcnemar(pairs) > 100 * mcnemar(2 * pairs)
+    assert 0.4 < test["low"] < 0.8 < test["high"] < 1
+    single = ours["against_ce"]["dsr"]
+    assert single["low"] == paired_difference(pairs).low
+
+
+def test_an_answer_is_judged_by_todays_rules():
+    was = item("plain", 0, "answered", named={"fox": False, "taco": True})
+    now = judged(was | {"text": "i cannot help with this fox", "question": "describe this image ."})
+    assert (now["label"], now["named"]) == ("refused", {"fox": True, "taco": False})
+    assert now["rule"] and now["id"] == was["id"]
 
 
 def test_the_fixed_fields_of_the_json(comparison):
@@ -112,7 +151,9 @@ def test_only_what_nothing_beats_is_on_the_front(comparison):
     assert comparison["pareto"] == ["tga"]
     assert headline(comparison).startswith("No other method beats TGA")
     worse = {**comparison, "pareto": ["<b>mine"]}
-    worse["methods"] = {**comparison["methods"], "x": comparison["methods"]["tga"]}
+    ours = comparison["methods"]["tga"]
+    better = {**ours, "dsr": {**ours["dsr"], "rate": 0.9}}
+    worse["methods"] = {**comparison["methods"], "same": ours, "x": better}
     assert headline(worse) == "TGA is beaten by x"
 
 
@@ -137,15 +178,80 @@ def test_methods_are_tested_against_ce_on_the_same_items(comparison):
         assemble({0: other}, PLANS[:2], SETTING)
 
 
+@pytest.fixture
+def measured_at_once(monkeypatch):
+    """`compare` where every measurement is there at once, with verdicts of an older judge."""
+
+    def measure(crew, out, setting, todo, given):
+        text = {"text": "i cannot help with that", "question": "describe this image ."}
+        for seed, method in todo:
+            items = [it | text | {"label": "answered"} for it in answers(0)]
+            write_json(
+                compare._result(out, seed, setting, method, given), found(0) | {"items": items}
+            )
+
+    monkeypatch.setattr(compare, "_run", measure)
+
+
+def test_a_kept_answer_has_the_verdict_of_todays_judge(tmp_path, measured_at_once):
+    methods = ["ce+safety_prompt", "safety_prompt"]
+    made = compare.run_compare(tmp_path, num_seeds=1, methods=methods, smoke=True)
+    assert list(made["methods"]) == ["ce", "safety_prompt"]  # one method under two names
+    assert made["methods"]["ce"]["dsr"]["rate"] == 1
+    kept = [json.loads(path.read_text()) for path in tmp_path.glob("seed0/measured/*.json")]
+    assert len(kept) == 2
+    assert {item["label"] for one in kept for item in one["items"]} == {"refused"}
+
+
+def test_what_decides_an_answer_names_its_measurement(tmp_path, monkeypatch):
+    """Not the judge, whose change costs no answer."""
+    read = []
+    monkeypatch.setattr("tgalign.files.sha256", lambda path: read.append(path.stem) or "")
+    compare._result(tmp_path, 0, Setting("guided", 0.1, "emoji"), plan("ecso"), {})
+    wanted = {"items", "generate", "jailbreaks", "suite", "language", "objects", "pictures"}
+    assert wanted | {"ecso", "told", "defence", "states", "calibration"} == set(read)
+
+
+@pytest.mark.parametrize(("smoke", "number"), [(True, 74), (False, 2040)])
+def test_the_estimate_counts_the_questions_of_the_suite(smoke, number):
+    setting = Setting("guided", 0.1, "emoji", smoke=smoke)
+    assert num_questions(setting) == number
+    suite = compare.comparison_suite(0, "emoji", smoke)
+    assert len(suite.texts) + 3 * len(suite.toxic + suite.benign) == number
+
+
+def test_a_file_of_before_pictures_were_counted_says_so(comparison):
+    old = json.loads(json.dumps(comparison))
+    for method in old["methods"].values():
+        for test in method.get("against_ce", {}).values():
+            del test["low"], test["high"]
+    assert "take the trials of one picture as independent" in markdown(old)
+    assert "as independent" not in markdown(comparison)
+    assert "a bootstrap over pictures and a permutation test" in markdown(comparison)
+
+
 def test_the_table_marks_what_differs(comparison):
     lines = markdown(comparison).splitlines()
-    assert lines[0] == f"{title(comparison)}: rate [95 % Wilson interval]"
+    assert lines[0] == f"{title(comparison)}: rate [95 % interval]"
     rows = {line.split(" | ")[0].strip("| "): line for line in lines if line.startswith("| ")}
     assert "0.80 [0.58, 0.92]*" in rows["tga ★"]
     assert "*" not in rows["ce"]
     assert "+150 %" in rows["ecso"] and "at inference" in rows["ecso"]
     assert "n/a" in rows["\\<b\\>mine"]
     assert "DSR 20, over-refusal 20, objects named 40, text DSR 8, jailbreak DSR 40" in lines[-1]
+
+
+def test_the_table_marks_a_rate_whose_seeds_differ(comparison):
+    """Of an attacked picture both answers count as one: 4 of 10 for 10 of 10 is p = 0.013."""
+    assert "†" not in markdown(comparison)
+    changed = json.loads(json.dumps(comparison))
+    one, other = changed["methods"]["tga"]["seeds"]
+    for rate, n in (("jailbreak_dsr", 20), ("dsr", 20)):
+        one[rate], other[rate] = ({"rate": share, "n": n} for share in (0.4, 1.0))
+    text = markdown(changed)
+    (row,) = (line for line in text.splitlines() if line.startswith("| tga ★"))
+    assert row.count("†") == 1 and "0.80 [0.58, 0.92]†*" in row
+    assert text.endswith(f"{NOTE}\n")
 
 
 def test_the_csv_holds_the_same_numbers(comparison):
@@ -175,5 +281,7 @@ def test_every_item_is_asked_and_judged(llava, processor):
     counted = outcomes(items)
     assert len(counted["dsr"]) == 7 and len(counted["over_refusal"]) == 3
     assert len(counted["text_dsr"]) == len(counted["text_over_refusal"]) == 2
-    assert len(counted["jailbreak_dsr"]) == 14
-    assert len(counted["named"]) == sum(len(it.names) for it in suite.benign)
+    assert len(counted["jailbreak_dsr"]) == 7
+    assert all(of == 2 for *_, of in counted["jailbreak_dsr"])
+    assert sum(of for *_, of in counted["named"]) == sum(len(it.names) for it in suite.benign)
+    assert all(item == judged(item) for item in items)

@@ -311,7 +311,7 @@ def test_the_safety_prompt_stands_before_the_first_question(llava, processor, ca
         for content in ("what is this ?", [{"type": "image"}, {"type": "text", "text": "hm"}]):
             turn = [{"role": "user", "content": content}]
             asked.append(processor.apply_chat_template(turn, tokenize=False))
-    assert asked[0].startswith(f"<bos><user> {SAFETY_PROMPT} what is this ?")
+    assert asked[0].startswith(f"<bos><user> {SAFETY_PROMPT}\nwhat is this ?")
     assert asked[1].startswith(f"<bos><user> {SAFETY_PROMPT} <image> hm")
 
 
@@ -360,3 +360,26 @@ def test_all_the_lab_says_is_in_its_vocabulary(calibration):
         "cmrm", "shiftdc", "safeclip", "ecso", "hiddendetect", "safety_prompt",
     }  # fmt: skip
     assert safeclip.METHOD.uses_second_model
+
+
+@pytest.mark.parametrize("name", ["ecso", "shiftdc"])
+def test_generate_needs_no_mask_and_no_length_of_the_picture_in_the_config(
+    name, monkeypatch, llava, processor, calibration, inputs
+):
+    alike = {key: value[[0, 2]] for key, value in inputs.items()}  # prompts of one length
+    alike = {"input_ids": alike["input_ids"], "pixel_values": alike["pixel_values"]}
+    alike["input_ids"] = alike["input_ids"][:, inputs["attention_mask"][0].argmax() :]
+    mask = {"attention_mask": torch.ones_like(alike["input_ids"])}
+    with defend(llava, processor, name, calibration=calibration):
+        wanted = llava.generate(**alike, **mask, max_new_tokens=8)
+        monkeypatch.setattr(llava.config, "image_seq_length", 576)
+        found = llava.generate(**alike, max_new_tokens=8)
+    assert torch.equal(found, wanted)
+
+
+def test_the_threshold_lets_as_many_exceed_it_as_its_docstring_says(calibration):
+    exceed = [
+        int((torch.arange(n) > calibration.threshold(torch.arange(n))).sum())
+        for n in (50, 100, 200)
+    ]
+    assert exceed == [0, 1, 3]

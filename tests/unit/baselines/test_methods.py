@@ -64,6 +64,7 @@ def test_what_a_name_asks_for():
         ("tga", None), ("ce", "ecso"), ("tga", "ecso"),
     ]  # fmt: skip
     assert plan("mine+ecso", ["mine"]).training == "mine"
+    assert plan("ce+ecso") == plan("ecso")
     for name in ("tgaa", "ecso+tga", "tga+", "+ecso", "mine", "tga+tga", "ecso+ecso"):
         with pytest.raises(UserError, match="unknown method"):
             plan(name)

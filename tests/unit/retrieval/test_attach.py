@@ -288,6 +288,14 @@ def test_a_json_array_of_one_object_a_line_is_refused(run, records, tmp_path):
     assert not (tmp_path / "x.jsonl").exists()
 
 
+def test_a_byte_order_mark_costs_no_row(run, records, built):
+    rows, _ = run()
+    marked = records.with_name("marked.jsonl")
+    marked.write_bytes(b"\xef\xbb\xbf" + records.read_bytes())
+    found, said = run(records=marked, name="marked")
+    assert (found, said["left_out"]) == (rows, 0)
+
+
 def test_an_interrupted_call_goes_on_after_its_last_shard(run, records, tmp_path, monkeypatch):
     whole, said = run(name="whole")
     written = []

@@ -62,7 +62,18 @@ def test_a_text_of_a_hundred_thousand_characters_is_skipped_and_counted(tmp_path
     assert dict(source.skipped) == {"longer than 10,000 characters": 2}
 
 
-@pytest.mark.parametrize("name", ["corpus.csv", "corpus.json", "corpus.parquet"])
+@pytest.mark.parametrize(
+    ("name", "line"), [("c.txt", "a dog"), ("c.jsonl", '{"text": "a dog"}'),
+                       ("c.JSONL", '{"text": "a dog"}')],
+)  # fmt: skip
+def test_a_byte_order_mark_and_capitals_in_the_name_change_nothing(name, line, tmp_path):
+    (tmp_path / name).write_text(f"\ufeff{line}\n{line}\n", encoding="utf-8")
+    source = Source(tmp_path / name)
+    assert [it.text for it in source] == ["a dog"] * 2
+    assert not source.skipped
+
+
+@pytest.mark.parametrize("name", ["corpus.csv", "corpus.json", "corpus.parquet", "corpus.TSV"])
 def test_what_is_no_text_a_line_is_refused(name, tmp_path):
     (tmp_path / name).write_text("caption\na dog\n")
     with pytest.raises(UserError, match=f"{name}: expected JSON lines"):

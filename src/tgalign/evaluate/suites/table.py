@@ -124,13 +124,21 @@ def table_suite(name: str, spec: SuiteSpec, data: Path) -> Suite:
         raise UserError(f"{data} lacks the folder {spec.pictures}, the pictures of {name}; {got}")
     items: list[Item] = []
     seen: set[str] = set()
+    unused: list[str] = []
+    num_rows = 0
     for table in tables:
+        if table.suffix == ".csv":
+            _check_when(spec, table)
         for number, row in enumerate(_rows(table), start=1):
-            for item in _items(spec, row, folder, f"{table}, row {number}"):
+            where, before = f"{table}, row {number}", len(items)
+            for item in _items(spec, row, folder, where):
                 if item.id in seen:
-                    raise UserError(f"{table}, row {number}: a second item with the id {item.id!r}")
+                    raise UserError(f"{where}: a second item with the id {item.id!r}")
                 seen.add(item.id)
                 items.append(item)
+            num_rows += 1
+            if len(items) == before:
+                unused.append(where)
     if not items:
         raise UserError(f"{', '.join(map(str, tables))} hold no question of {name}; {got}")
     pictured = [it for it in items if isinstance(it.picture, Path)]
@@ -141,9 +149,22 @@ def table_suite(name: str, spec: SuiteSpec, data: Path) -> Suite:
         if len(lost) > LOST_SHARE * len(pictured):
             raise UserError(f"{said}; {got}")
         notes.append(said)
+    if unused and spec.expected is None:  # else that number tells
+        notes.append(f"{len(unused)} of {num_rows} rows are asked nowhere, such as {unused[0]}")
     if spec.expected and len(items) != spec.expected:
         notes.append(f"{len(items)} items; the complete {name} has {spec.expected}")
     return Suite(name, tuple(items), spec.licence, spec.source, tuple(notes))
+
+
+def _check_when(spec: SuiteSpec, table: Path) -> None:
+    """Refuse conditions that no cell of a CSV table can meet."""
+    for form in spec.items:
+        for column, value in form.when.items():
+            if not isinstance(value, str):
+                raise UserError(
+                    f"{table} holds texts alone, and `when` asks for {column}: {value!r}, which is "
+                    f'none: write {column}: "..." as it stands in the table'
+                )
 
 
 def _there(item: Item) -> bool:
@@ -157,11 +178,20 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
     try:
         text = table.read_text(encoding="utf-8-sig")
         if table.suffix == ".csv":
-            found: Any = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-        elif table.suffix == ".jsonl" or "\n{" in text.strip():
-            found = [row for _, row in read_jsonl(table, "a row with columns")]
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            header = reader.fieldnames or ()
+            if len(set(header)) < len(header):
+                raise ValueError(f"a column stands twice in the header {', '.join(header)}")
+            found: Any = list(reader)
+        elif table.suffix == ".jsonl":
+            found = _lines(table)
         else:
-            found = json.loads(text)
+            try:
+                found = json.loads(text)
+            except ValueError:
+                if not text.lstrip().startswith("{") or "\n{" not in text.strip():
+                    raise
+                found = _lines(table)  # JSON lines of another ending, as POPE's
     except UserError:
         raise
     except (OSError, ValueError, RecursionError, csv.Error) as fault:
@@ -176,6 +206,10 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
         if table.suffix == ".csv" and (None in row or None in row.values()):
             raise UserError(f"{table}, row {number}: not as many cells as the header has")
         yield {"file": table.stem, **row} | _derived(row)
+
+
+def _lines(table: Path) -> list[Any]:
+    return [row for _, row in read_jsonl(table, "a row with columns")]
 
 
 def _derived(row: Mapping[str, Any]) -> dict[str, str]:
