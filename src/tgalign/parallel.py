@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tgalign.errors import UserError
 from tgalign.execution import layer_classes
+from tgalign.finite import ruined_weight
 from tgalign.locks import sole_writer
 
 if TYPE_CHECKING:
@@ -139,11 +140,7 @@ def trained_weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]
 
 def all_finite(model: nn.Module) -> bool:
     """Whether no weight is NaN or infinite, in any process; every process must ask."""
-    from torch.distributed.tensor import DTensor
-
-    values = (weight.detach() for weight in model.parameters())
-    mine = (value.to_local() if isinstance(value, DTensor) else value for value in values)
-    return all(gather_object([all(bool(value.isfinite().all()) for value in mine)]))
+    return not any(gather_object([ruined_weight(model)]))
 
 
 def over_processes(

@@ -1,8 +1,11 @@
 """A training that goes to NaN or infinity ends with a clear error, and nothing of it is saved."""
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
+
+from tgalign.finite import ruined_weight
 
 
 @pytest.fixture
@@ -70,3 +73,12 @@ def test_the_state_saved_before_is_kept(ruined):
     (state,) = stage.glob("checkpoint-*")
     weights = load_file(state / "trained.safetensors")
     assert all(weight.isfinite().all() for weight in weights.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_single_ruined_number_is_found(dtype, value):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(0, 2)).to(dtype)
+    assert ruined_weight(model) is None
+    model[0].weight.data[4, 1] = float(value)
+    assert ruined_weight(model) == "0.weight"
