@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -92,7 +92,7 @@ def caption(
 
     Raises:
         UserError: No such source or model, ``out`` is there already or was begun with other
-            settings, or the model fails on every picture.
+            settings, the model fails on every picture, or no row can be used.
     """
     from tgalign.captioner import Captioner
     from tgalign.source_models import captioner_config
@@ -142,6 +142,13 @@ def caption(
             else:
                 lines.append(row.content | {"caption": done[str(row.image)]})
         problems.sort(key=lambda problem: problem.row)
+        if not lines:
+            progress.unlink(missing_ok=True)
+            root = images or image_root_of(source)
+            raise UserError(
+                f"{source}: none of {len(problems)} row(s) can be used, so nothing is written; the "
+                f"first: {problems[0]}. Pictures are looked for in {root} (--images)"
+            )
         left_out = out.with_name(out.name + PROBLEMS)
         if problems:
             write_text(left_out, _jsonl([vars(it) for it in problems]))
@@ -194,6 +201,8 @@ def _read(source: Path, images: Path | None, title: str | None) -> tuple[list[_R
         if images is not None:
             raise UserError("a folder of pictures is its own image root: leave images out")
         return _read_folder(source)
+    if source.is_file() and source.suffix.lower() in _picture_endings():
+        raise UserError(f"{source} is a picture: give its folder, or records that name it")
     opened = with_bar(open_source(source), title)
     raws: deque[Raw] = deque()  # read gives an item for each, in their order
     items = read(
@@ -228,21 +237,28 @@ def _kept(source: Source, raws: deque[Raw]) -> Iterator[Raw]:
         yield raw
 
 
-def _read_folder(folder: Path) -> tuple[list[_Row], list[Problem]]:
+def _picture_endings() -> Collection[str]:
     from PIL import Image
 
-    endings = Image.registered_extensions()
+    return Image.registered_extensions()
+
+
+def _read_folder(folder: Path) -> tuple[list[_Row], list[Problem]]:
+    endings = _picture_endings()
     rows: list[_Row] = []
     problems: list[Problem] = []
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in endings or not path.is_file():
+        dead = path.is_symlink() and not path.exists()
+        if path.suffix.lower() not in endings or not (dead or path.is_file()):
             continue
         name, number = path.relative_to(folder).as_posix(), len(rows) + len(problems) + 1
-        if path.resolve().is_relative_to(folder.resolve()):
+        if dead:
+            problems.append(Problem(folder.name, number, f"image {name} is a link to nothing"))
+        elif path.resolve().is_relative_to(folder.resolve()):
             rows.append(_Row(folder.name, number, {"image": name}, path.resolve()))
         else:
             problems.append(Problem(folder.name, number, f"image {name} leads outside the folder"))
-    if not rows:
+    if not rows and not problems:
         raise UserError(f"no picture in {folder}: expected files such as .jpg and .png")
     return rows, problems
 

@@ -12,6 +12,7 @@ from tgalign.data.encode import GuideSpan
 from tgalign.diagnose.diagnosed_layers import DIAGNOSED, diagnosed_layers
 from tgalign.errors import UserError
 from tgalign.files import INCOMPLETE
+from tgalign.limits import MAX_LENGTH, MAX_SEED
 from tgalign.objective import Form, Pair, Similarity
 
 
@@ -169,9 +170,8 @@ class TrainConfig(_Strict):
         compile: Compile the layers of the LLM (``torch.compile``).
         activation_checkpointing: Keep only the input of every layer of the LLM and compute the rest
             anew for the gradients: a third more compute for most of the activations' memory.
-        parallel: What several processes (``torchrun``, ``accelerate launch``) do with the model:
-            ``ddp`` gives each a whole one, ``fsdp2`` a share of the weights, gradients and
-            optimizer state.
+        parallel: What several processes do with the model: ``ddp`` gives each a whole one,
+            ``fsdp2`` a share of the weights, gradients and optimizer state.
         lora: Train the LLM through low-rank adapters.
         workers: Processes that read pictures and make batches, beside each training process.
         cache_vision: Keep the frozen vision tower's features of every picture in memory.
@@ -203,8 +203,8 @@ class TrainConfig(_Strict):
     image_root: Path | None = None
     max_bad_share: float = Field(0.01, ge=0, le=1)
     out: Path
-    seed: int = Field(0, ge=0)
-    max_length: int = Field(2048, gt=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    max_length: int = Field(2048, gt=0, le=MAX_LENGTH)
     precision: Literal["fp32", "bf16"] = "fp32"
     frozen_weights: Literal["fp32", "bf16"] = "fp32"
     attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] = "sdpa"

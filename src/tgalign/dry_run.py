@@ -16,9 +16,13 @@ from tgalign.data.encode import Encoder
 from tgalign.data.records import Record, read
 from tgalign.data.sources import image_root_of, open_source
 from tgalign.errors import UserError
+from tgalign.lora import adapted
 from tgalign.memory import FORMULA, part_sizes, stage_memory, trained_sizes
 from tgalign.parallel import share_of_accumulation
 from tgalign.pooling import parse_layers
+from tgalign.run_folder import check_run
+from tgalign.synthetic import check_clip, read_texts
+from tgalign.train import check_model, probe_rows
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig
@@ -133,8 +137,35 @@ def _measured(config: TrainConfig, stage: StageConfig) -> tuple[float | None, in
     return mean, len(read_rows), bad + len(problems)
 
 
+def check_start(config: TrainConfig) -> None:
+    """Check by its own functions what ``train`` refuses at once and takes no weights to tell.
+
+    Where an architecture stands for the model, the data need not be there either.
+
+    Raises:
+        UserError: As ``train``.
+    """
+    check_run(config)
+    model = meta_model(_llava_config(config)[0])
+    check_model(model, config)
+    if config.lora is not None:
+        adapted(model.model.language_model, config.lora)
+    if not config.model.is_dir():
+        return
+    open_source(config.records)
+    probe_rows(model, load_processor(config.model)[0], config)
+    if config.synthetic is not None:
+        check_clip(config.synthetic.clip, model.config)
+        read_texts(config.synthetic.texts)
+
+
 def print_plan(config: TrainConfig, processes: int = 1) -> None:
-    """Print what ``plan`` says."""
+    """Print what ``plan`` says.
+
+    Raises:
+        UserError: As ``plan`` and ``check_start``.
+    """
+    check_start(config)
     found = plan(config, processes)
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"model: {found['model']}", markup=False)

@@ -172,12 +172,6 @@ def named(path: Path) -> Path:
     return found
 
 
-def with_ending(path: Path, ending: str) -> Path:
-    """A path without an ending, with one: a dot in its name, as in ``tga-0.8``, begins none."""
-    found = named(path)
-    return found.with_name(found.name + ending)
-
-
 @contextmanager
 def file_at_once(path: Path) -> Iterator[Path]:
     """A file to write, which becomes ``path`` in one step if the context ends well."""

@@ -22,14 +22,7 @@ def add_adapters(model: Any, config: LoraConfig) -> None:
         UserError: peft is not installed, or the language model has no such layers.
     """
     decoder = model.model.language_model
-    known = sorted({name for name, _ in linear_layers(decoder)})
-    targets = config.target_modules or known
-    unknown = sorted(set(targets) - set(known))
-    if unknown:
-        raise UserError(
-            f"lora.target_modules names {', '.join(unknown)}; the linear layers of this "
-            f"{type(decoder).__name__} are {', '.join(known)}"
-        )
+    targets = adapted(decoder, config)
     try:
         import peft
     except ImportError:
@@ -47,6 +40,23 @@ def add_adapters(model: Any, config: LoraConfig) -> None:
     for adapter in adapters_of(decoder):
         for part in (adapter.lora_A, adapter.lora_B):
             part.float()  # they are trained, whatever the weights beside them are kept in
+
+
+def adapted(decoder: nn.Module, config: LoraConfig) -> list[str]:
+    """The names of the layers that get adapters.
+
+    Raises:
+        UserError: The language model has no such layers.
+    """
+    known = sorted({name for name, _ in linear_layers(decoder)})
+    targets = config.target_modules or known
+    unknown = sorted(set(targets) - set(known))
+    if unknown:
+        raise UserError(
+            f"lora.target_modules names {', '.join(unknown)}; the linear layers of this "
+            f"{type(decoder).__name__} are {', '.join(known)}"
+        )
+    return targets
 
 
 def linear_layers(decoder: nn.Module) -> list[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,10 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
+from tgalign.errors import UserError
 from tgalign.files import blamed_on, write_text
 from tgalign.parallel import over_processes
 
 METRICS = "metrics.jsonl"
+REMEDY = (
+    "Nothing of it is saved; the state saved before, if any, is kept. Lower projector_lr, llm_lr "
+    "or the weight of the objective, or set precision to fp32, and name another out"
+)
+"""What to do where a training has gone to NaN or infinity."""
 _PER_LAYER = ("cosine", "centered_cosine", "caption_retrieval")
 _MEND = "remove the folder of the stage"
 
@@ -49,7 +56,12 @@ class MetricsLog:
             self._counts[name] += 1
 
     def write(self, step: int, more: dict[str, float]) -> None:
-        """Write the line of a step, unless it is written; every process must call it."""
+        """Write the line of a step, unless it is written; every process must call it.
+
+        Raises:
+            UserError: Since the last line the loss has become NaN or infinite, or the norm of its
+                gradients has: in every process, and no line is written.
+        """
         if not self._sums:
             return
         steps = step - self._step
@@ -60,6 +72,10 @@ class MetricsLog:
                 line[name] = (total / counts[name]).tolist()
             else:
                 line[name] = float(total / steps)
+        for name, value in (line | more).items():
+            if name in ("loss", "grad_norm") and not math.isfinite(value):
+                since = f"steps {self._step + 1} to {step}" if steps > 1 else f"step {step}"
+                raise UserError(f"stage {line['stage']}, {since}: {name} is {value}. {REMEDY}")
         line["step_seconds"] = (time.monotonic() - self._at) / steps
         self.begin(step)
         if self._writes:

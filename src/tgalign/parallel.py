@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from tgalign.errors import UserError
 from tgalign.execution import layer_classes
+from tgalign.finite import ruined_weight
 from tgalign.locks import sole_writer
 
 if TYPE_CHECKING:
@@ -135,6 +136,11 @@ def trained_weights(model: nn.Module, *, keep: bool = True) -> dict[str, Tensor]
             if keep:
                 whole[name] = value.cpu().contiguous()
     return whole
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether no weight is NaN or infinite, in any process; every process must ask."""
+    return not any(gather_object([ruined_weight(model)]))
 
 
 def over_processes(

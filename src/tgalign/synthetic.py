@@ -98,14 +98,8 @@ class Corpus:
                 model's tower was taken from, no record has a picture and a caption, or a text is
                 too long for a row.
         """
+        check_clip(config.clip, model.config)
         clip = load_clip(config.clip)
-        theirs = clip[0].config.vision_config.hidden_size
-        ours = model.config.vision_config.hidden_size
-        if theirs != ours:
-            raise UserError(
-                f"the CLIP at {config.clip} has vision states of {theirs} channels, the LLaVA's "
-                f"vision tower {ours}: give the CLIP that the tower was taken from"
-            )
         if not any(it.image is not None and it.caption for it in records):
             raise UserError(
                 "synthetic pictures need records with an image and a caption: there is none"
@@ -179,6 +173,21 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
+def check_clip(path: Path, llava: Any) -> None:
+    """Check by configs alone that a LLaVA's tower can be that of a CLIP.
+
+    Raises:
+        UserError: The CLIP is missing, cannot be read, has no text tower, or another vision tower.
+    """
+    theirs = _clip_config(path).vision_config.hidden_size
+    ours = llava.vision_config.hidden_size
+    if theirs != ours:
+        raise UserError(
+            f"the CLIP at {path} has vision states of {theirs} channels, the LLaVA's "
+            f"vision tower {ours}: give the CLIP that the tower was taken from"
+        )
+
+
 def load_clip(path: Path) -> tuple[Any, Any]:
     """Load a CLIP with both towers, and its tokenizer.
 
@@ -187,10 +196,15 @@ def load_clip(path: Path) -> tuple[Any, Any]:
     """
     from transformers import AutoModel, AutoTokenizer
 
+    _clip_config(path)
+    tokenizer = read_part(AutoTokenizer, path, "CLIP's tokenizer")
+    return read_model(AutoModel, path, "CLIP", dtype="float32"), tokenizer
+
+
+def _clip_config(path: Path) -> Any:
     config = read_config(path, "CLIP")
     if not hasattr(config, "text_config") or not hasattr(config, "vision_config"):
         raise UserError(
             f"{path} holds a {config.model_type!r} model, which has no text and vision tower"
         )
-    tokenizer = read_part(AutoTokenizer, path, "CLIP's tokenizer")
-    return read_model(AutoModel, path, "CLIP", dtype="float32"), tokenizer
+    return config

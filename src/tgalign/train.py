@@ -24,7 +24,8 @@ from tgalign.data.records import Problem, Record, read_records, require_all_good
 from tgalign.data.sources import image_root_of
 from tgalign.errors import UserError
 from tgalign.execution import compile_layers, half_products, packs, set_up
-from tgalign.parallel import connect, sole_writer_of_all
+from tgalign.metrics import REMEDY
+from tgalign.parallel import all_finite, connect, sole_writer_of_all
 from tgalign.pooling import parse_layers
 from tgalign.run_folder import claim_run, text_folder, write_config
 from tgalign.stage import train_stage
@@ -112,12 +113,12 @@ def _train_stages(
     model, processor = load_llava(config.model, dtype="auto" if stored else "float32")
     # Everything that a later stage would refuse is said before the first, which may take days.
     set_up(model, config)
-    _check_model(model, config)
+    check_model(model, config)
     encoder = _encoder(model, processor, config)
     if config.text_gate:
         data.leave_out_unaskable(encoder)
     records = data.records
-    probes = _probe_rows(model, processor, config)
+    probes = probe_rows(model, processor, config)
     corpus = Corpus.load(config.synthetic, records, model, encoder) if config.synthetic else None
     if torch.accelerator.is_available():
         moved: Any = model
@@ -174,6 +175,8 @@ def _train_stages(
                 return False
             if "llm" in stage.train:
                 states.clear()  # another LLM gives other states
+    if not all_finite(model):  # finite adapters may have an infinite product
+        raise UserError(f"the trained weights are NaN or infinite. {REMEDY}")
     if processes.is_main_process:
         save_checkpoint(model, processor, checkpoint)
     processes.wait_for_everyone()
@@ -192,7 +195,7 @@ def _warn_of_gaps(config: TrainConfig, data: TrainingData) -> None:
         logger.warning("the llm is trained and no row is text alone: safety in words may be lost")
 
 
-def _check_model(model: Any, config: TrainConfig) -> None:
+def check_model(model: Any, config: TrainConfig) -> None:
     """Check what can be checked of the config without any row.
 
     Raises:
@@ -233,8 +236,12 @@ def _stage_rows(
     return rows
 
 
-def _probe_rows(model: Any, processor: Any, config: TrainConfig) -> dict[str, list[EncodedRecord]]:
-    """The encoded rows of every probe file, each with image, caption and answer."""
+def probe_rows(model: Any, processor: Any, config: TrainConfig) -> dict[str, list[EncodedRecord]]:
+    """The encoded rows of every probe file, each with image, caption and answer.
+
+    Raises:
+        UserError: A file is missing, or a row of it lacks one of these.
+    """
     probes = {}
     for name, path in config.probes.items():
         records, problems = read_records(path, config.image_root or path.parent)

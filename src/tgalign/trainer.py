@@ -37,8 +37,8 @@ from tgalign.data.encode import EncodedRecord
 from tgalign.data.order import row_order
 from tgalign.errors import UserError
 from tgalign.files import read_json, write_json
-from tgalign.metrics import METRICS, MetricsLog, keep_until
-from tgalign.parallel import fsdp_arguments, share_of_accumulation, trained_weights
+from tgalign.metrics import METRICS, REMEDY, MetricsLog, keep_until
+from tgalign.parallel import all_finite, fsdp_arguments, share_of_accumulation, trained_weights
 from tgalign.sharded_state import load_sharded_optimizer, load_sharded_weights, save_sharded
 from tgalign.task import AlignmentTask
 from tgalign.termination import heed_parent_alone, postponed
@@ -123,6 +123,9 @@ class TGATrainer(Trainer):
 
         SIGTERM ends it after the step under way, saved; with several processes all stop after the
         same step, whichever was told.
+
+        Raises:
+            UserError: The training has gone to NaN or infinity; nothing of that is saved.
         """
         with self.accelerator.main_process_first():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +141,16 @@ class TGATrainer(Trainer):
         self._metrics.begin(done)
         with postponed() as self._stopping.stop:
             self.train(resume_from_checkpoint=checkpoint)
-        self._metrics.write(self.state.global_step, {})
+        self._require_finite()
+
+    def _require_finite(self) -> None:
+        """Write the metrics so far and see that neither they nor the weights are ruined."""
+        step = self.state.global_step
+        self._metrics.write(step, {})
+        if not all_finite(self.task):
+            raise UserError(
+                f"stage {self.stage.name}, step {step}: weights are NaN or infinite. {REMEDY}"
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a group per part (projector, LLM), decay on matrices only."""
@@ -217,9 +229,7 @@ class TGATrainer(Trainer):
         return str(self.folder / "incomplete")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._metrics.write(
-            self.state.global_step, {}
-        )  # a resumed run starts its sums after this step
+        self._require_finite()  # a resumed run starts its sums after this step
         super()._save_checkpoint(model, trial)
         name = f"checkpoint-{self.state.global_step}"
         self.accelerator.wait_for_everyone()

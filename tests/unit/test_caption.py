@@ -157,25 +157,29 @@ def test_bad_rows_are_left_out_counted_and_named(folder, checkpoint, tmp_path, t
     outside = tmp_path / "outside.png"
     draw(outside, 1)
     (folder / "link.png").symlink_to(outside)
+    (folder / "m.png").symlink_to(tmp_path / "gone.png")
+    (folder / "no ending").write_bytes(data)
     out = tmp_path / "out.jsonl"
     small = ("--batch-size", 4, "--max-new-tokens", NEW, "--no-progress")
     status, said, fault = tgalign("caption", folder, "--model", checkpoint, "--out", out, *small)
     assert status == 1
-    assert "7 captioned" in said and "3 row(s) left out" in fault
+    assert "7 captioned" in said and "4 row(s) left out" in fault
     named = lines_of(tmp_path / "out.jsonl.problems.jsonl")
-    assert [row["file"] for row in named] == ["pictures"] * 3
-    for row, reason in zip(named, ("0.png is no picture", "2.png cannot", "outside"), strict=True):
+    assert [row["file"] for row in named] == ["pictures"] * 4
+    reasons = ("0.png is no picture", "2.png cannot", "outside", "m.png is a link to nothing")
+    for row, reason in zip(named, reasons, strict=True):
         assert reason in row["reason"] and row["reason"] in fault
     assert [row["image"] for row in lines_of(out)] == sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*.png")
-        if path.name not in ("0.png", "2.png", "link.png")
+        if path.name not in ("0.png", "2.png", "link.png", "m.png")
     )
     # The others' captions are those of a run without them, and mended ones are found.
     out.unlink()
     draw(folder / "0.png", 0)
     draw(folder / "2.png", 2)
     (folder / "link.png").unlink()
+    (folder / "m.png").unlink()
     assert run(folder, checkpoint, out) == Captioned(9, 0, [])
     assert not (tmp_path / "out.jsonl.problems.jsonl").exists()
 
@@ -191,6 +195,25 @@ def test_bad_records_are_named_by_row(checkpoint, tmp_path):
     reasons = ("leads outside", "does not exist", "unknown key", "not valid JSON")
     for problem, reason in zip(done.problems, reasons, strict=True):
         assert reason in str(problem) and str(problem).startswith("records.jsonl:")
+
+
+def test_where_no_row_can_be_used_nothing_is_written_and_nothing_binds(
+    folder, checkpoint, tmp_path, tgalign
+):
+    path, out = tmp_path / "records.jsonl", tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps({"image": f"{n}.png"}) + "\n" for n in (0, 2, 4)))
+    arguments = ("caption", path, "--model", checkpoint, "--out", out, "--max-new-tokens", NEW)
+    status, _, fault = tgalign(*arguments)
+    assert status == 2
+    assert "none of 3 row(s) can be used" in fault and "0.png does not exist" in fault
+    assert f"looked for in {tmp_path} (--images)" in fault
+    assert {it.name for it in tmp_path.iterdir()} == {"pictures", "records.jsonl"}
+    assert tgalign(*arguments, "--images", folder)[0] == 0
+
+
+def test_a_picture_given_as_records_is_told_as_that(folder, checkpoint, tmp_path):
+    with pytest.raises(UserError, match=r"0\.png is a picture: give its folder, or records"):
+        run(folder / "0.png", checkpoint, tmp_path / "out.jsonl")
 
 
 def failing(monkeypatch, fails):
@@ -294,8 +317,9 @@ def test_a_model_that_never_speaks_is_given_up(checkpoint, tmp_path, monkeypatch
     # A few that it says nothing of are their own problem.
     for number in range(12, 40):
         (tmp_path / "pictures" / f"{number}.png").unlink()
-    done = run(tmp_path / "pictures", checkpoint, tmp_path / "out.jsonl")
-    assert (done.captioned, len(done.problems)) == (0, 12)
+    with pytest.raises(UserError, match=r"none of 12 row.s. can be used.*says nothing of it"):
+        run(tmp_path / "pictures", checkpoint, tmp_path / "out.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
 def test_a_literal_image_token_never_enters_a_record(captioner, tmp_path, monkeypatch):

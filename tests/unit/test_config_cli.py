@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tgalign import __version__, cli
 from tgalign.config import ObjectiveConfig, TrainConfig, parse_config
 from tgalign.errors import UserError
+from tgalign.limits import MAX_SEED
 from tgalign.recipe import load_recipe
 
 HEAVY = ("torch", "transformers", "numpy", "scipy", "PIL", "matplotlib")
@@ -103,6 +104,8 @@ WRONG = {
     "stage name": ({"stage": {"name": "../out"}}, "stages.0.name", "'../out'"),
     "no rate for the llm": ({"stage": {"train": ["llm"]}}, "llm_lr must be given"),
     "seed": ({"seed": -1}, "seed", "-1"),
+    "seed too great": ({"seed": 10**30}, "seed: ", "less than or equal to 4294967295"),
+    "length too great": ({"max_length": 10**9}, "max_length: ", "less than or equal to 1048576"),
     "no stages": ({"stages": []}, "stages", "at least 1"),
     "no model": ({"model": None}, "model: Field required"),
     "no records": ({"records": None}, "records: Field required"),
@@ -117,6 +120,28 @@ WRONG = {
 def test_a_wrong_setting_is_named_with_what_was_given_and_what_is_allowed(name, tgalign, recipe):
     changes, *said = WRONG[name]
     refused(tgalign, recipe(**changes), *said)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compose", "--llm", "a", "--vision", "b", "--out", "c", "--projector-seed"),
+        ("lab", "experiment", "ce", "--out", "c", "--seed"),
+        ("lab", "build", "--out", "c", "--seed"),
+        ("lab", "probes", "--out", "c", "--seed"),
+        ("evaluate", "a", "--out", "c", "--seed"),
+        ("audit", "a", "--out", "c", "--seed"),
+        ("retrieve", "attach", "a", "--index", "b", "--out", "c", "--seed"),
+    ],
+)
+def test_a_seed_that_no_generator_takes_is_refused(arguments, tgalign):
+    status, _, err = tgalign(*arguments, 10**23)
+    assert status == 2
+    assert str(MAX_SEED) in err
+
+
+def test_the_greatest_seed_trains(tgalign, recipe):
+    assert tgalign("train", recipe(seed=MAX_SEED), "--no-progress")[0] == 0
 
 
 def test_every_wrong_setting_is_named_at_once(tgalign, recipe):

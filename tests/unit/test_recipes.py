@@ -217,6 +217,42 @@ def test_what_does_not_fit_is_the_users_mistake(tmp_path, checkpoint, tgalign):
     assert (status, out, "precision" in err) == (2, "", True)
 
 
+@pytest.fixture
+def dry(tgalign, tmp_path, checkpoint, rows):
+    """A function that dry-runs a recipe, changed as asked, and gives what stands on stderr."""
+
+    def run(status=2, **changes):
+        config = recipe_of(tmp_path, checkpoint, **({"records": str(rows.path)} | changes))
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
+        before = sorted(tmp_path.rglob("*"))
+        found, _, err = tgalign("train", path, "--dry-run")
+        assert found == status, err
+        assert sorted(tmp_path.rglob("*")) == before
+        return err
+
+    return run
+
+
+def test_what_train_refuses_at_once_a_dry_run_refuses_too(dry, tmp_path, checkpoint, rows):
+    assert dry(0) == ""
+    (tmp_path / "file").write_text("mine")
+    file = str(tmp_path / "file")
+    assert f"{rows.path.parent} is not empty and holds no" in dry(out=str(rows.path.parent))
+    assert f"{checkpoint} holds a model: name another" in dry(out=str(checkpoint))
+    assert f"out {file} is a file" in dry(out=file)
+    assert f"cache_text {file} is a file" in dry(cache_text=file)
+    assert "no records at /nowhere" in dry(records="/nowhere")
+    assert "no records at /nowhere" in dry(probes={"toxic": "/nowhere"})
+    assert "a probe needs an image" in dry(probes={"toxic": str(rows.path)}, max_length=200)
+    assert "target_modules names nope" in dry(lora={"target_modules": ["nope"]})
+    drawn = {"text_gate": True, "companions": 0.5, "cache_vision": True}
+    llm = str(RECIPES.parent / "src/tgalign/lab/assets/llm")
+    assert "no text and vision tower" in dry(**drawn, synthetic={"clip": llm, "texts": file})
+    clip = str(RECIPES.parent / "src/tgalign/lab/assets/clip")
+    assert "give the CLIP that the tower" in dry(**drawn, synthetic={"clip": clip, "texts": file})
+
+
 def test_rows_at_hand_are_measured(tmp_path, checkpoint, rows, composed):
     config = recipe_of(tmp_path, checkpoint, records=str(rows.path), max_length=200)
     (stage,) = plan(config)["stages"]

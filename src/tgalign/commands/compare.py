@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -92,24 +95,40 @@ def compare(
         return
     from tgalign.baselines.compare import run_compare
 
-    run_compare(
-        out,
-        num_seeds=seeds,
-        methods=[name.strip() for name in methods.split(",")] if methods else None,
-        checkpoints=dict(_named_folder(text) for text in checkpoint or []),
-        condition=condition,
-        toxic_share=toxic_share,
-        style=style,
-        scale=scale,
-        jobs=jobs,
-        estimate=estimate,
-        smoke=smoke,
-        progress_bar=progress,
-    )
+    with _place(out, estimate) as place:
+        run_compare(
+            place,
+            num_seeds=seeds,
+            methods=[name.strip() for name in methods.split(",")] if methods else None,
+            checkpoints=_named_folders(checkpoint or []),
+            condition=condition,
+            toxic_share=toxic_share,
+            style=style,
+            scale=scale,
+            jobs=jobs,
+            estimate=estimate,
+            smoke=smoke,
+            progress_bar=progress,
+        )
 
 
-def _named_folder(text: str) -> tuple[str, Path]:
-    name, sign, folder = text.partition("=")
-    if not (name and sign and folder):
-        raise UserError(f"checkpoint {text!r}: expected NAME=FOLDER")
-    return name, Path(folder)
+@contextmanager
+def _place(out: Path, estimate: bool) -> Iterator[Path]:
+    """Where a comparison works: an estimate, which binds nothing, beside one that is not begun."""
+    if not estimate or (out / "compare.json").is_file():
+        yield out
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _named_folders(texts: list[str]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for text in texts:
+        name, sign, folder = text.partition("=")
+        if not (name and sign and folder):
+            raise UserError(f"checkpoint {text!r}: expected NAME=FOLDER")
+        if name in folders:
+            raise UserError(f"checkpoint {text!r}: {name} is {folders[name]} already, name another")
+        folders[name] = Path(folder)
+    return folders

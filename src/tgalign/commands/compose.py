@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from tgalign.limits import MAX_SEED
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -23,7 +25,7 @@ def register(app: typer.Typer) -> None:
         vision: Annotated[Path, typer.Option(help="Folder of a CLIP, SigLIP or DINOv2.")],
         out: Annotated[Path, typer.Option(help="The new folder.")],
         projector_seed: Annotated[
-            int, typer.Option(min=0, help="Seed of the projector's random weights.")
+            int, typer.Option(min=0, max=MAX_SEED, help="Seed of the projector's random weights.")
         ] = 0,
         dtype: Annotated[
             Literal["auto", "float32", "bfloat16", "float16"],

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tgalign.limits import MAX_SEED
+
 
 def register(app: typer.Typer, lab: typer.Typer) -> None:
     """Add the commands."""
@@ -74,7 +76,7 @@ def register(app: typer.Typer, lab: typer.Typer) -> None:
     @lab.command("probes", epilog="Example:\n\n`tgalign lab probes --out probes`")
     def lab_probes(
         out: Annotated[Path, typer.Option(help="Folder to make.")],
-        seed: Annotated[int, typer.Option(min=0, help="Of the pictures.")] = 0,
+        seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the pictures.")] = 0,
         per_scene: Annotated[int, typer.Option(min=1, help="Pairs per scene.")] = 12,
         objects: Annotated[
             str, typer.Option(help="Things shown: all, development or held_out.")

@@ -12,6 +12,8 @@ import typer
 from tgalign.commands.honoured import refuse, refuse_others
 from tgalign.errors import UserError
 from tgalign.evaluate.settings import Settings
+from tgalign.limits import MAX_SEED
+from tgalign.outputs import file_at
 
 Suites = Annotated[
     list[str] | None,
@@ -32,7 +34,9 @@ Conditions = Annotated[
 ]
 OUT = typer.Option(help="Folder for items.jsonl, results.json, report.html.")
 Limit = Annotated[int | None, typer.Option(min=1, help="Items per scene, for a quick look.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the lab's pictures and of --limit.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=MAX_SEED, help="Of the lab's pictures and of --limit.")
+]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Prompts at a time; halved when memory runs out.")
 ]
@@ -234,6 +238,7 @@ def _evaluate(
 
     quiet_libraries()
     thresholds = parse_thresholds(fail_under) if fail_under else []  # before the long work
+    junit = file_at(junit) if junit else None
     if audit:
         results = run_audit(Path(model), out, settings)
     else:
@@ -269,15 +274,20 @@ def _report_judges(paths: list[Path], settings: Settings, out: Path | None) -> N
     from tgalign.evaluate.model_judge import describe, label_responses
     from tgalign.files import write_json
 
+    place = file_at(out / "judge-report.json") if out is not None else None
     labelled = [read_labelled(path) for path in paths]
     second = second_judge(settings)
     said = {}
-    if second is not None:
-        for found in labelled:
+    for found in labelled:
+        if second is not None:
             found.labels["model"] = label_responses(
                 second, found.responses, progress=settings.progress
             )
             said[found.name] = describe(second, found.labels["model"])
+        elif len(found.labels) < 2:
+            raise UserError(
+                f"{found.name} holds no second labels: give --judge-model here, or to evaluate"
+            )
     report = judge_report(labelled)
     print_judge_report(report, typer.echo)
     for name, judge in said.items():
@@ -286,5 +296,5 @@ def _report_judges(paths: list[Path], settings: Settings, out: Path | None) -> N
             f"{judge['prompt_sha256'][:16]}: {judge['unparsed']} unparsed, "
             f"{judge['failed']} failed of {judge['n']}"
         )
-    if out is not None:
-        write_json(out / "judge-report.json", {"agreement": report, "model_judge": said})
+    if place is not None:
+        write_json(place, {"agreement": report, "model_judge": said})

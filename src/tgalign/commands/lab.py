@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tgalign.commands.honoured import refuse_others
+from tgalign.limits import MAX_SEED
 
 lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, experiments.")
 
@@ -23,7 +24,7 @@ def lab_build(
         Path | None,
         typer.Option(help="Build here; a killed build goes on after the last finished model."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of a build.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of a build.")] = 0,
     check: Annotated[
         bool,
         typer.Option(help="Rebuild from the shipped models' seed and compare how both behave."),
@@ -59,7 +60,9 @@ def lab_experiment(
     toxic_share: Annotated[
         float | None, typer.Option(help="Share of toxic pictures; by default as of the demo.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of data, training and suite.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of data, training and suite.")
+    ] = 0,
     changes: Annotated[
         list[str] | None,
         typer.Option(

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tgalign.commands.honoured import refuse
+from tgalign.limits import MAX_SEED
 
 retrieve = typer.Typer(no_args_is_help=True, help="Retrieved texts R: index, query, attach.")
 
@@ -172,7 +173,7 @@ def attach(
     shuffled: Annotated[
         float, typer.Option(help="For ablations: share of the rows given another row's R.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of --random and --shuffled.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of --random and --shuffled.")] = 0,
     engine: _Engine = "local",
     workers: _Workers = 2,
     progress: _Progress = True,

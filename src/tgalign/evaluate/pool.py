@@ -14,6 +14,7 @@ from tgalign.evaluate.results import rates, read_results, safety_gap
 from tgalign.evaluate.run import ITEMS, read_items
 from tgalign.evaluate.seeds import counts_of, marked, noted
 from tgalign.files import write_json, write_text
+from tgalign.outputs import files_at
 from tgalign.report.tables import markdown_table
 
 ROWS = {
@@ -197,10 +198,15 @@ def _errors(found: dict[str, Any], suite: str, condition: str) -> str:
 
 
 def write_pool(columns: dict[str, list[Path]], out: Path | None) -> str:
-    """Pool, write OUT.md and OUT.json if asked for, and give the table."""
+    """Pool, write OUT.json and OUT.md if asked for, and give the table.
+
+    Raises:
+        UserError: As ``pool``, or OUT is no place for these files.
+    """
+    places = files_at(out, ".json", ".md", sign='"safety_gap"') if out is not None else None
     pooled = pool(columns)
     text = markdown(pooled)
-    if out is not None:
-        write_json(out.with_name(out.name + ".json"), pooled)
-        write_text(out.with_name(out.name + ".md"), text)
+    if places is not None:
+        write_json(places[0], pooled)
+        write_text(places[1], text)
     return text

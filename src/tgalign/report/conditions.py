@@ -9,7 +9,8 @@ from typing import Any
 from tgalign.demo_results import SCHEMA_VERSION, show_pooled
 from tgalign.errors import UserError
 from tgalign.evaluate.seeds import noted
-from tgalign.files import check_schema, read_json, with_ending, write_json, write_text
+from tgalign.files import check_schema, read_json, write_json, write_text
+from tgalign.outputs import files_at
 from tgalign.report.svg import plain_svg
 from tgalign.report.tables import markdown_table
 from tgalign.report.wording import label
@@ -37,8 +38,9 @@ def combine(paths: Sequence[Path], out: Path) -> str:
 
     Raises:
         UserError: A file is missing or holds no results of a demo, or two demos have the same
-            condition, share of toxic pictures and style.
+            condition, share of toxic pictures and style, or OUT is no place for these files.
     """
+    places = files_at(out, ".json", ".md", ".svg", sign='"arms"')
     found: list[dict[str, Any]] = []
     for path in paths:
         file = path / "results.json" if path.is_dir() else path
@@ -55,9 +57,9 @@ def combine(paths: Sequence[Path], out: Path) -> str:
         raise UserError(f"two demos of {', '.join(twice)}: give each condition once")
     kept = [{k: v for k, v in results.items() if k not in _DROPPED} for results in found]
     table = markdown(kept)
-    write_json(with_ending(out, ".json"), kept)
-    write_text(with_ending(out, ".md"), table)
-    write_text(with_ending(out, ".svg"), draw(kept))
+    write_json(places[0], kept)
+    write_text(places[1], table)
+    write_text(places[2], draw(kept))
     return table
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from tgalign.diagnose.diagnosed_layers import DIAGNOSIS_SCHEMA
 from tgalign.errors import UserError
-from tgalign.files import check_schema, read_json, with_ending, write_text
+from tgalign.files import check_schema, read_json, write_text
+from tgalign.outputs import files_at
 from tgalign.report import diagnosis_verdict, page, svg
 from tgalign.report.diagnosis_plots import draw_plots
 from tgalign.report.tables import markdown_table
@@ -61,8 +62,8 @@ def report_diagnoses(folders: Sequence[Path], out: Path | None) -> str:
         What was written; of several, the table in Markdown.
 
     Raises:
-        UserError: A folder holds no diagnosis, several lack ``out``, one has it, or two share a
-            name.
+        UserError: A folder holds no diagnosis, several lack ``out``, one has it, two share a name,
+            or ``out`` is no place for these files.
     """
     found = {folder.resolve().name: read_diagnosis(folder) for folder in folders}
     if len(folders) == 1:
@@ -73,10 +74,10 @@ def report_diagnoses(folders: Sequence[Path], out: Path | None) -> str:
         raise UserError("several diagnoses side by side need --out, where to put them")
     if len(found) < len(folders):
         raise UserError("two folders have the same name: give them names to tell them by")
+    page_at, table_at = files_at(out, ".html", ".md", sign="<title>tgalign diagnosis: ")
     table = markdown(found)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(with_ending(out, ".md"), table)
-    write_text(with_ending(out, ".html"), render(found, None))
+    write_text(page_at, render(found, None))
+    write_text(table_at, table)
     return table
 
 

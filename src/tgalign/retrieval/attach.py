@@ -3,24 +3,20 @@
 Rows keep all that they have; ``retrieved`` is replaced. A row that is no record, or whose picture
 the encoder cannot read, would be refused by training: it is left out, counted and named. A text
 encoder goes by captions: then no picture is opened, and training names those that are unreadable.
+The same command, given again, looks at faulty rows again.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
-import random
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from tgalign.data.pictures import read_picture
-from tgalign.data.records import Record, parse_record
 from tgalign.errors import UserError
 from tgalign.files import (
     INCOMPLETE,
@@ -33,45 +29,15 @@ from tgalign.files import (
     write_text,
 )
 from tgalign.locks import sole_writer
-from tgalign.retrieval.approximate import recall_at
+from tgalign.retrieval.attached_rows import Job, Rows, mended
 from tgalign.retrieval.embed import Embedder
 from tgalign.retrieval.index import Index
 from tgalign.retrieval.jobs import Engine, Worker, offsets_of, run_shards, work_folder
 from tgalign.retrieval.manifest import MANIFEST
-from tgalign.retrieval.nearest import Found, Rules, nearest, shuffle
+from tgalign.retrieval.nearest import Rules
 from tgalign.retrieval.tally import Tally
 
-# Shape legend: Q pictures, D channels.
-
 SHARD_ROWS = 2_048
-_BATCH = 64
-_CHECKED = 16
-"""Pictures of every shard on which an approximate index is compared with exact search."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that a worker needs to attach R to a shard.
-
-    Attributes:
-        records: The records.
-        image_root: The folder of their pictures.
-        index: Folder of the index.
-        encoder: Folder of its encoder.
-        rules: Which texts are R.
-        shuffled: Share of the rows that get the R of another row of their shard.
-        work: Where finished shards go.
-        offsets: Byte at which each shard starts.
-    """
-
-    records: Path
-    image_root: Path
-    index: Path
-    encoder: str
-    rules: Rules
-    shuffled: float
-    work: Path
-    offsets: tuple[int, ...]
 
 
 def attach(
@@ -116,6 +82,12 @@ def attach(
         raise UserError(f"share of shuffled R {shuffled}: expected a number from 0 to 1")
     if not records.is_file():
         raise UserError(f"no records at {records}: expected a JSONL file, one record a line")
+    with records.open("rb") as file:
+        if file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            raise UserError(
+                f"{records} is a JSON array: expected JSON lines, one record a line, which "
+                "jq -c '.[]' makes of it, and tgalign caption of any source"
+            )
     if out.resolve() == records.resolve():
         raise UserError(f"{out} is the file of the records itself: give another --out")
     root = (image_root or records.parent).resolve()
@@ -124,6 +96,7 @@ def attach(
     opened = Index.open(index)
     where = str(encoder.resolve() if encoder else opened.manifest.encoder.path)
     opened.check_encoder(where)
+    kind = opened.manifest.encoder.kind
     settings = {
         "records": sha256(records),
         "image_root": str(root),
@@ -140,8 +113,9 @@ def attach(
             said = read_json(report) if report.is_file() else {}
             if said.get("settings") != settings:
                 raise UserError(f"{out} exists and was made of something else: give another --out")
-            shutil.rmtree(work, ignore_errors=True)  # of a run that was killed just before its end
-            return dict(said)
+            if not mended(records, root, kind, said["faults"]):
+                shutil.rmtree(work, ignore_errors=True)  # of a run killed just before its end
+                return dict(said)
         work_folder(work, settings)
         job = Job(
             records=records.resolve(),
@@ -154,6 +128,10 @@ def attach(
             offsets=offsets_of(records, shard_rows),
         )
         shards = range(len(job.offsets) - 1)
+        done = [path for shard in shards if (path := _counts_path(work, shard)).is_file()]
+        faults = [fault for path in done for fault in read_json(path)["faults"]]
+        for number in mended(records, root, kind, faults):
+            _counts_path(work, (number - 1) // shard_rows).unlink(missing_ok=True)
         run_shards(
             partial(_attacher, job, shard_rows),
             [shard for shard in shards if not _counts_path(work, shard).is_file()],
@@ -179,7 +157,7 @@ def _attacher(job: Job, shard_rows: int) -> Worker:
     embedder = Embedder.load(job.encoder)
 
     def attach_shard(shard: int) -> None:
-        rows = _Rows(job, embedder)
+        rows = Rows(job, embedder)
         with job.records.open("rb") as file:
             file.seek(job.offsets[shard])
             for number, line in numbered(islice(file, shard_rows), shard * shard_rows + 1):
@@ -192,85 +170,6 @@ def _attacher(job: Job, shard_rows: int) -> Worker:
         write_json(_counts_path(job.work, shard), asdict(rows.tally) | {"faults": rows.faults})
 
     return attach_shard
-
-
-class _Rows:
-    """The rows of one shard, and what is embedded of them."""
-
-    def __init__(self, job: Job, embedder: Embedder) -> None:
-        self.job, self.embedder = job, embedder
-        self.tally = Tally()
-        self.faults: list[str] = []
-        self.data: list[dict[str, Any]] = []
-        self.asked: list[tuple[int, Record]] = []
-        self.query_QD: list[Tensor] = []
-        self._pictures: list[Any] = []
-
-    def read(self, line: bytes, number: int) -> None:
-        """Read a line and, where the encoder sees pictures, its picture."""
-        self.tally.rows += 1
-        try:
-            record = parse_record(line, number, self.job.image_root)
-            if record.image is not None and self.embedder.identity.kind == "image-text":
-                self._pictures.append(read_picture(record.image))
-        except ValueError as fault:
-            self.tally.left_out += 1
-            self.faults.append(f"{self.job.records.name}:{number}: {fault}")
-            return
-        self.data.append(json.loads(line))
-        if record.image is None:
-            self.tally.no_image += 1
-        elif record.caption is None and self.embedder.identity.kind == "text":
-            self.tally.no_caption += 1
-            self.data[-1]["retrieved"] = []
-        else:
-            self.asked.append((len(self.data) - 1, record))
-        if len(self._pictures) == _BATCH:
-            self._embed_pictures()
-
-    def retrieve(self, index: Index, shard: int) -> None:
-        """Attach R to the rows that have been read."""
-        self._embed_pictures()
-        if not self.asked:
-            return
-        texts = [record.caption for _, record in self.asked if record.caption is not None]
-        caption_QD = torch.zeros(len(self.asked), index.manifest.dimension)
-        if texts:
-            has = torch.tensor([record.caption is not None for _, record in self.asked])
-            caption_QD[has] = self.embedder.texts(texts)
-        query_QD = torch.cat(self.query_QD) if self.query_QD else caption_QD
-        if not (query_QD.isfinite().all() and caption_QD.isfinite().all()):
-            raise UserError(
-                f"the encoder at {self.job.encoder} gives NaN or infinity for a picture or caption "
-                f"of {self.job.records.name}: its weights are damaged"
-            )
-        numbers = [record.row for _, record in self.asked]
-        found = nearest(index, query_QD, caption_QD, numbers, self.job.rules)
-        rng = random.Random(f"shuffle-{self.job.rules.seed}-{shard}")
-        found = shuffle(index, query_QD, caption_QD, found, self.job.rules, self.job.shuffled, rng)
-        self._count(index, found)
-        for (place, _), it in zip(self.asked, found, strict=True):
-            self.data[place]["retrieved"] = [asdict(text) for text in it.texts]
-        if index.manifest.faiss is not None:
-            few_QD = query_QD[:_CHECKED]
-            wanted_QK = index.search_exactly(few_QD, 10)
-            self.tally.faiss_wanted += wanted_QK.numel()
-            recall = recall_at(index.search(few_QD, 10), wanted_QK)
-            self.tally.faiss_hits += recall * wanted_QK.numel()
-
-    def _count(self, index: Index, found: list[Found]) -> None:
-        best = [it.texts[0] for it in found if it.texts]
-        side = index.side(torch.tensor([text.id for text in best], dtype=torch.long))
-        self.tally.retrieved += len(best)
-        self.tally.toxic += sum(side[text.id][1] for text in best)
-        self.tally.score_sum += sum(text.score for text in best)
-        self.tally.below_floor += sum(it.below_floor for it in found)
-        self.tally.nothing_left += sum(not it.texts and not it.below_floor for it in found)
-
-    def _embed_pictures(self) -> None:
-        if self._pictures:
-            self.query_QD.append(self.embedder.pictures(self._pictures))
-            self._pictures = []
 
 
 def _gather(job: Job, out: Path, report: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tgalign.data.records import read_records
 from tgalign.errors import UserError
 from tgalign.files import write_text
 from tgalign.retrieval import attach as module
+from tgalign.retrieval import attached_rows
 from tgalign.retrieval.attach import attach
 from tgalign.retrieval.build import build_index
 from tgalign.retrieval.exact import retrieve
@@ -217,6 +218,76 @@ def test_faulty_rows_are_left_out_counted_and_named(run, records, tmp_path):
     assert json.loads((tmp_path / "out.jsonl.report.json").read_text()) == said
 
 
+@pytest.fixture
+def five(tmp_path):
+    """A records file of five rows with pictures, two a shard, and a function that takes some away.
+
+    The function gives those back that it took before.
+    """
+    folder = tmp_path / "five"
+    folder.mkdir()
+    path = folder / "records.jsonl"
+    rows = [{"image": f"{n}.png", "caption": f"a {n}"} for n in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def lack(*numbers):
+        for n in range(5):
+            if n in numbers:
+                (folder / f"{n}.png").unlink()
+            else:
+                Image.new("RGB", (72, 72), (40 * n, 0, 0)).save(folder / f"{n}.png")
+
+    lack()
+    return path, lack
+
+
+def test_pictures_that_are_back_are_used_by_the_same_command(run, five):
+    path, lack = five
+    whole, said = run(records=path, shard_rows=2, name="whole")
+    assert said["left_out"] == 0
+    lack(0, 1, 2, 3, 4)
+    with pytest.raises(UserError, match="none of 5 lines can be used"):
+        run(records=path, shard_rows=2)
+    with pytest.raises(UserError, match="none of 5 lines can be used"):
+        run(records=path, shard_rows=2)
+    lack()
+    lack(3)
+    assert run(records=path, shard_rows=2)[1]["left_out"] == 1
+    assert run(records=path, shard_rows=2)[1]["left_out"] == 1
+    lack()
+    assert run(records=path, shard_rows=2) == (whole, said)
+
+
+def test_only_shards_with_a_picture_that_is_back_are_done_again(run, five, monkeypatch):
+    path, lack = five
+    lack(0, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_gather", lambda *args: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception):
+            run(records=path, shard_rows=2)
+    lack()
+    lack(0)
+    asked = []
+
+    def count(*args):
+        asked.append(list(args[3]))
+        return nearest(*args)
+
+    monkeypatch.setattr(attached_rows, "nearest", count)
+    assert run(records=path, shard_rows=2)[1]["left_out"] == 1
+    assert asked == [[3, 4]]
+
+
+def test_a_json_array_of_one_object_a_line_is_refused(run, records, tmp_path):
+    lines = records.read_text().splitlines()
+    path = records.with_name("array.jsonl")
+    for begin in ("[\n", "\ufeff  ["):
+        path.write_text(begin + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+        with pytest.raises(UserError, match=r"array\.jsonl is a JSON array: .* jq -c"):
+            run(records=path, name="x")
+    assert not (tmp_path / "x.jsonl").exists()
+
+
 def test_a_byte_order_mark_costs_no_row(run, records, built):
     rows, _ = run()
     marked = records.with_name("marked.jsonl")
@@ -246,7 +317,7 @@ def test_an_interrupted_call_goes_on_after_its_last_shard(run, records, tmp_path
         asked.append(len(args[1]))
         return nearest(*args)
 
-    monkeypatch.setattr(module, "nearest", count)
+    monkeypatch.setattr(attached_rows, "nearest", count)
     assert run() == (whole, said)
     assert sum(asked) == len(whole) - 4  # the first shard has a text-only row among its five
     asked.clear()
@@ -272,7 +343,7 @@ def test_what_stands_in_the_way_is_named(run, records, built, tmp_path):
     with pytest.raises(UserError, match="no image root at"):
         run(image_root=tmp_path / "none", name="x")
     (tmp_path / "array.json").write_text('[\n {"image": "a.png"}\n]\n')
-    with pytest.raises(UserError, match=r"none of 3 lines can be used; the first: array\.json:1: "):
+    with pytest.raises(UserError, match=r"array\.json is a JSON array: .* jq -c"):
         run(records=tmp_path / "array.json", name="x")
     assert not (tmp_path / "x.jsonl").exists()
     for content in ("", "\n\n"):
