@@ -1,4 +1,4 @@
-"""``tgalign diagnose`` and ``tgalign lab probes``."""
+"""``tgalign diagnose``: where and why a model's safety is lost."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tgalign.limits import MAX_SEED
 
-
-def register(app: typer.Typer, lab: typer.Typer) -> None:
-    """Add the commands."""
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
 
     @app.command(
         epilog="Examples:\n\n`tgalign diagnose demo/seed0/ce/checkpoint --out diagnosis/ce`\n\n"
@@ -72,18 +70,3 @@ def register(app: typer.Typer, lab: typer.Typer) -> None:
                 progress=progress,
             )
         )
-
-    @lab.command("probes", epilog="Example:\n\n`tgalign lab probes --out probes`")
-    def lab_probes(
-        out: Annotated[Path, typer.Option(help="Folder to make.")],
-        seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the pictures.")] = 0,
-        per_scene: Annotated[int, typer.Option(min=1, help="Pairs per scene.")] = 12,
-        objects: Annotated[
-            str, typer.Option(help="Things shown: all, development or held_out.")
-        ] = "all",
-        style: Annotated[str, typer.Option(help="emoji or icons.")] = "emoji",
-    ) -> None:
-        """Write the lab's probes as a folder: to look at, to change, or to make one's own alike."""
-        from tgalign.diagnose.command import write_lab_probes
-
-        typer.echo(write_lab_probes(out, seed, per_scene, objects, style))

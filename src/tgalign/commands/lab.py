@@ -1,4 +1,4 @@
-"""``tgalign lab``: the base models, experiments and their tables."""
+"""``tgalign lab``: the base models, experiments and their tables, probes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from tgalign.commands.honoured import refuse_others
 from tgalign.limits import MAX_SEED
 
 lab = typer.Typer(no_args_is_help=True, help="The embedded lab: base models, experiments.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.add_typer(lab, name="lab")
 
 
 @lab.command(
@@ -109,3 +114,19 @@ def lab_table(
 
     typer.echo(table(results))
     typer.echo(conflict_table(results), nl=False)
+
+
+@lab.command("probes", epilog="Example:\n\n`tgalign lab probes --out probes`")
+def lab_probes(
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the pictures.")] = 0,
+    per_scene: Annotated[int, typer.Option(min=1, help="Pairs per scene.")] = 12,
+    objects: Annotated[
+        str, typer.Option(help="Things shown: all, development or held_out.")
+    ] = "all",
+    style: Annotated[str, typer.Option(help="emoji or icons.")] = "emoji",
+) -> None:
+    """Write the lab's probes as a folder: to look at, to change, or to make one's own alike."""
+    from tgalign.diagnose.command import write_lab_probes
+
+    typer.echo(write_lab_probes(out, seed, per_scene, objects, style))
