@@ -12,7 +12,6 @@ from rich.table import Table
 
 from tgalign.checkpoint import load_config, load_processor
 from tgalign.config import StageConfig, TrainConfig
-from tgalign.data.encode import Encoder
 from tgalign.data.records import Record, read
 from tgalign.data.sources import image_root_of, open_source
 from tgalign.errors import UserError
@@ -22,7 +21,7 @@ from tgalign.parallel import share_of_accumulation
 from tgalign.pooling import parse_layers
 from tgalign.run_folder import check_run
 from tgalign.synthetic import check_clip, read_texts
-from tgalign.train import check_model, probe_rows
+from tgalign.train import check_model, encoder_of, probe_rows
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig
@@ -118,13 +117,7 @@ def _measured(config: TrainConfig, stage: StageConfig) -> tuple[float | None, in
     if not config.model.is_dir() or not config.records.exists():
         return None, 0, 0
     processor, llava = load_processor(config.model)
-    encoder = Encoder(
-        processor.tokenizer,
-        llava.image_seq_length,
-        max_length=config.max_length,
-        retrieved_in_prompt=stage.retrieved_in_prompt,
-        guide_span=config.guide_span,
-    )
+    encoder = encoder_of(llava, processor, config, stage.retrieved_in_prompt)
     root = config.image_root or image_root_of(config.records)
     rows = read(open_source(config.records), root, verify=False)
     read_rows = list(itertools.islice(rows, MEASURED_ROWS))

@@ -6,6 +6,9 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+COMPARED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Of others, such as those of 8 bits, torch finds no extremes."""
+
 
 def ruined_weight(model: nn.Module) -> str | None:
     """The name of a weight that is NaN or infinite, if there is one; of shards, in this process's.
@@ -16,6 +19,10 @@ def ruined_weight(model: nn.Module) -> str | None:
     for name, weight in model.named_parameters():
         value = weight.detach()
         value = value.to_local() if isinstance(value, DTensor) else value
-        if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
+        if (
+            value.numel()
+            and value.dtype in COMPARED
+            and not torch.stack(torch.aminmax(value)).isfinite().all()
+        ):
             return name
     return None

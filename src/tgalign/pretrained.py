@@ -12,6 +12,9 @@ from tgalign.errors import UserError
 
 OTHER_KIND = re.compile(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>[^:]*: (\w+)")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+NO_WORDS = "there is no tokenizer.json: copy it from where the model comes from"
+POINTER = b"version https://git-lfs"
+"""How a file begins that Git LFS has not fetched."""
 
 
 def read_config(
@@ -48,7 +51,7 @@ def read_config(
             raise UserError(
                 f"{path} is a training run: its checkpoint is {path / 'checkpoint'}"
             ) from None
-        said = _reason(fault, trust_remote_code)
+        said = _reason(fault, path, trust_remote_code)
         if what == "checkpoint":
             said += " (if this is a training run, it has no checkpoint yet)"
         raise UserError(f"{path}/config.json cannot be read: {said}") from fault
@@ -66,7 +69,12 @@ def read_part(auto: Any, path: Path, what: str, *, trust_remote_code: bool | Non
     Raises:
         UserError: It is not there, or cannot be read.
     """
-    return _read(auto, path, what, trust_remote_code)
+    part = _read(auto, path, what, trust_remote_code)
+    tokenizer = getattr(part, "tokenizer", part)
+    files = getattr(tokenizer, "vocab_files_names", {}).values()
+    if files and not any((path / name).is_file() for name in files):  # some make an empty one then
+        raise UserError(f"the {what} at {path} cannot be loaded: {NO_WORDS}")
+    return part
 
 
 def read_model(
@@ -89,8 +97,11 @@ def read_model(
         options: Of ``from_pretrained``, such as ``dtype`` and ``config``.
 
     Raises:
-        UserError: There is none, or it is pickled, damaged or of another kind, or lacks weights.
+        UserError: There is none, or it is pickled, damaged or of another kind, lacks weights or
+            has some that are NaN or infinite.
     """
+    from tgalign.finite import ruined_weight
+
     if path.is_dir() and not any(path.glob("*.safetensors")):
         pickled = sorted(it.name for it in path.iterdir() if it.suffix in PICKLED)
         found = (
@@ -108,22 +119,36 @@ def read_model(
             f"the {what} at {path} lacks {len(lacking)} weight(s), which would be random: "
             f"{', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''}"
         )
+    ruined = ruined_weight(model)
+    if ruined is not None:
+        raise UserError(
+            f"the {what} at {path} is ruined: {ruined} holds NaN or infinity; train it again with "
+            "lower learning rates, or fetch it again"
+        )
     return model.eval()
 
 
 def _read(auto: Any, path: Path, what: str, trust: bool | None, **options: Any) -> Any:
+    if not path.is_dir():
+        raise UserError(f"no {what} at {path}: expected a folder (nothing is downloaded)")
     # False and not None, as transformers asks at the terminal whether to run the code then.
     options |= {"local_files_only": True, "trust_remote_code": bool(trust)}
     try:
         return auto.from_pretrained(path, **options)
     except Exception as fault:  # what others' files make of transformers is past listing
-        said = _reason(fault, trust)
+        said = _reason(fault, path, trust)
         raise UserError(f"the {what} at {path} cannot be loaded: {said}") from fault
 
 
-def _reason(fault: Exception, trust: bool | None) -> str:
+def _reason(fault: Exception, path: Path, trust: bool | None) -> str:
     """What transformers said, without the names of all the classes it knows, and a way out."""
     said = str(fault) or type(fault).__name__
+    for file in sorted(path.iterdir()):
+        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(POINTER):
+            return f"{file.name} is a pointer of Git LFS, not the file: git lfs pull fetches it"
+    if "sentencepiece or tiktoken" in said:
+        slow = ", or pip install sentencepiece" if (path / "tokenizer.model").is_file() else ""
+        return NO_WORDS + slow
     other_kind = OTHER_KIND.search(said)
     if other_kind:
         kind, auto = other_kind.groups()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -33,6 +33,9 @@ from tgalign.synthetic import Corpus
 from tgalign.text_cache import TextCache
 from tgalign.text_gate import GATE_FILE, Verdicts, gated, verdicts_of
 from tgalign.vision_cache import VisionCache, cached_vision
+
+if TYPE_CHECKING:
+    from transformers import LlavaConfig
 
 
 def train(
@@ -114,7 +117,7 @@ def _train_stages(
     # Everything that a later stage would refuse is said before the first, which may take days.
     set_up(model, config)
     check_model(model, config)
-    encoder = _encoder(model, processor, config)
+    encoder = encoder_of(model.config, processor, config)
     if config.text_gate:
         data.leave_out_unaskable(encoder)
     records = data.records
@@ -223,7 +226,7 @@ def _stage_rows(
     Raises:
         UserError: No row to learn from, or too many that are too long or teach nothing.
     """
-    encoder = _encoder(model, processor, config, stage.retrieved_in_prompt)
+    encoder = encoder_of(model.config, processor, config, stage.retrieved_in_prompt)
     # A text-only row reaches no trained weight while the LLM is frozen.
     used = (it for it in records if "llm" in stage.train or it.image is not None)
     rows = data.encode(encoder, used, stage.name)
@@ -250,18 +253,19 @@ def probe_rows(model: Any, processor: Any, config: TrainConfig) -> dict[str, lis
             for it in records
             if it.image is None or it.caption is None or len(it.messages) < 2
         ]
-        rows, more = _encoder(model, processor, config).encode_all(records, path.name)
+        rows, more = encoder_of(model.config, processor, config).encode_all(records, path.name)
         require_all_good(problems + more)
         probes[name] = rows
     return probes
 
 
-def _encoder(
-    model: Any, processor: Any, config: TrainConfig, retrieved_in_prompt: float = 0.0
+def encoder_of(
+    llava: LlavaConfig, processor: Any, config: TrainConfig, retrieved_in_prompt: float = 0.0
 ) -> Encoder:
+    """What makes tokens of the records of a run, or of a stage of it."""
     return Encoder(
         processor.tokenizer,
-        model.config.image_seq_length,
+        llava.image_seq_length,
         max_length=config.max_length,
         retrieved_in_prompt=retrieved_in_prompt,
         guide_span=config.guide_span,

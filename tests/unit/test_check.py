@@ -107,7 +107,7 @@ def test_good_data_ends_with_0_and_says_what_was_not_checked(root, tgalign, chec
         (["--preview", "3"], "give --model or --tokenizer"),
         (["--images", "/nowhere"], "no image root at /nowhere"),
         (["--model", "/nowhere"], "no checkpoint at /nowhere"),
-        (["--tokenizer", "/nowhere"], "the tokenizer at /nowhere cannot be loaded"),
+        (["--tokenizer", "/nowhere"], "no tokenizer at /nowhere: expected a folder"),
         (["--model", "a", "--tokenizer", "b"], "give one of --model and --tokenizer"),
         (["--max-length", "0"], "--max-length"),
     ],

@@ -127,6 +127,26 @@ def test_no_weight_is_made_up(name, tmp_path):
         LOADERS[name](tmp_path / "model")
 
 
+def test_ruined_and_unfetched_models_are_named(tmp_path):
+    shutil.copytree(ASSETS / CLIP, tmp_path / "model")
+    file = tmp_path / "model/model.safetensors"
+    weights = load_file(file)
+    weights["logit_scale"] = torch.tensor(float("nan"))
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="ruined: logit_scale holds NaN or infinity"):
+        load_clip(tmp_path / "model")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(
+        UserError, match=r"model\.safetensors is a pointer of Git LFS.*git lfs pull"
+    ):
+        load_clip(tmp_path / "model")
+    shutil.copy(ASSETS / CLIP / "model.safetensors", file)
+    (tmp_path / "model/tokenizer.json").unlink()
+    (tmp_path / "model/tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    with pytest.raises(UserError, match=r"there is no tokenizer\.json: copy it"):
+        load_clip(tmp_path / "model")
+
+
 def test_models_of_others_are_read_in_one_place():
     """What the lab ships and what was just composed is our own."""
     reading = {it.name for it in CODE if ".from_pretrained(" in it.read_text(encoding="utf-8")}
