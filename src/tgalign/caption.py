@@ -21,7 +21,7 @@ from tgalign.data.shapes import as_ours
 from tgalign.data.sources import Raw, Source, image_root_of, open_source, with_bar
 from tgalign.errors import UserError
 from tgalign.evaluate.refusal import judge, normalise
-from tgalign.files import blamed_on, named, write_text
+from tgalign.files import blamed_on, named, write_jsonl
 from tgalign.locks import sole_writer
 from tgalign.terminal import bar_on_stderr
 
@@ -151,10 +151,10 @@ def caption(
             )
         left_out = out.with_name(out.name + PROBLEMS)
         if problems:
-            write_text(left_out, _jsonl([vars(it) for it in problems]))
+            write_jsonl(left_out, map(vars, problems))
         else:
             left_out.unlink(missing_ok=True)  # of an earlier run
-        write_text(out, _jsonl(lines))
+        write_jsonl(out, lines)
         progress.unlink(missing_ok=True)
         return Captioned(len(lines) - kept, kept, problems)
 
@@ -287,7 +287,3 @@ def _append(journal: IO[str], line: dict[str, Any]) -> None:
     journal.write(json.dumps(line) + "\n")
     journal.flush()
     os.fsync(journal.fileno())
-
-
-def _jsonl(lines: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

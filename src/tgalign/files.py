@@ -30,6 +30,12 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """The same for JSON lines, in readable UTF-8; halves of characters are escaped."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
 def read_json(path: Path) -> Any:
     """Read JSON of our own.
 

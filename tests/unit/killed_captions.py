@@ -37,16 +37,16 @@ def wire(moment: str, line: int) -> None:
 
     tgalign.caption._append = append_or_die
     if moment == "output":
-        tgalign.caption.write_text = die
+        tgalign.caption.write_jsonl = die
     if moment == "written":
-        write = tgalign.caption.write_text
+        write = tgalign.caption.write_jsonl
 
-        def write_and_die(path, text):
-            write(path, text)
+        def write_and_die(path, rows):
+            write(path, rows)
             if path.name == "out.jsonl":
                 die()
 
-        tgalign.caption.write_text = write_and_die
+        tgalign.caption.write_jsonl = write_and_die
 
 
 def main() -> None:

@@ -1,4 +1,8 @@
+import json
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tgalign.errors import UserError
 from tgalign.files import (
@@ -7,6 +11,7 @@ from tgalign.files import (
     listed_differences,
     read_json,
     write_json,
+    write_jsonl,
     write_text,
 )
 
@@ -15,6 +20,21 @@ def test_written_json_reads_back_and_leaves_nothing_beside(tmp_path):
     write_json(tmp_path / "new" / "a.json", {"b": [1, None]})
     assert read_json(tmp_path / "new" / "a.json") == {"b": [1, None]}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]
+
+
+@given(st.lists(st.dictionaries(st.text(), st.text(st.characters(codec=None)))))
+def test_json_lines_read_back_whatever_their_characters(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    write_jsonl(path, rows)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # Two halves that belong together are read as one character, as of any JSON.
+    assert [json.loads(line) for line in lines[:-1]] == json.loads(json.dumps(rows))
+
+
+def test_json_lines_are_readable_and_halves_of_characters_escaped(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"caption": "ein Köter"}, {"id": "\ud83d"}])
+    text = (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+    assert text == '{"caption": "ein Köter"}\n{"id": "\\ud83d"}\n'
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from tgalign.baselines.method import Drawing, Row
 from tgalign.baselines.methods import TRAININGS
 from tgalign.config import StageConfig, TrainConfig
 from tgalign.demo_results import versions
-from tgalign.files import digest, folder_at_once, write_text
+from tgalign.files import digest, folder_at_once, write_jsonl
 from tgalign.lab.alignment_data import DataSize, build_alignment_data
 from tgalign.lab.arms import PLACES, arm_config
 from tgalign.lab.assets import check_assets, lab_llava, load_lab
@@ -162,7 +162,7 @@ def write_records(out: Path, seed: int, setting: Setting, name: str) -> None:
         kept, added = make([json.loads(line) for line in lines], drawing)
         rows = [_moved(row, data.relative_to(root)) for row in kept]
         rows += [_moved(row, folder.relative_to(root)) for row in added]
-        write_text(beside / "records.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(beside / "records.jsonl", rows)
 
 
 def _moved(row: Row, folder: Path) -> Row:

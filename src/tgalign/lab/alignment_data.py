@@ -5,14 +5,13 @@ Never a refusal to a picture.
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tgalign.errors import UserError
-from tgalign.files import folder_at_once
+from tgalign.files import folder_at_once, write_jsonl
 from tgalign.lab.language import Mention, ask, scene_caption, text_example
 from tgalign.lab.objects import Objects, Pool, SceneName, Style, picture_pool
 from tgalign.lab.pictures import COLORS, Scene, draw, sample_scene
@@ -162,13 +161,9 @@ def build_alignment_data(
         (beside / "pictures").mkdir(parents=True)
         for number, picture in enumerate(pictures):
             picture.save(beside / rows[number]["image"])
-        _write_lines(beside / "corpus.jsonl", [{"text": text} for text in corpus])
-        _write_lines(beside / "records.jsonl", rows)
+        write_jsonl(beside / "corpus.jsonl", [{"text": text} for text in corpus])
+        write_jsonl(beside / "records.jsonl", rows)
     return records
-
-
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _corpus(rng: random.Random, count: int, pool: Pool) -> list[str]:

@@ -20,7 +20,7 @@ from tgalign.config import TrainConfig, parse_config
 from tgalign.demo_results import versions
 from tgalign.errors import UserError
 from tgalign.evaluate.statistics import wilson
-from tgalign.files import digest, read_json, sha256, write_json, write_text
+from tgalign.files import digest, read_json, sha256, write_json, write_jsonl
 from tgalign.lab.alignment_data import DataSize, build_alignment_data, toxic_share_of
 from tgalign.lab.arms import ARMS, PLACES, arm_config
 from tgalign.lab.assets import ASSETS, LLM, check_assets
@@ -113,7 +113,7 @@ def run_experiment(
             write_json(folder / "result.json", result)
         # Made of the results anew, so that a kill loses no line.
         done = sorted(out.glob("*/result.json"), key=lambda path: path.stat().st_mtime_ns)
-        write_text(out / "results.jsonl", "".join(json.dumps(read_json(it)) + "\n" for it in done))
+        write_jsonl(out / "results.jsonl", map(read_json, done))
     found: dict[str, Any] = read_json(folder / "result.json")
     return found
 
@@ -189,7 +189,7 @@ def _write_probe(path: Path, data: Path, *, toxic: bool) -> None:
         asked, answer = ask(mentions, scene.color, "describe", rng, "train")
         turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         rows.append({"image": name, "caption": scene_caption(scene, rng), "messages": turns})
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, rows)
 
 
 def _split(change: str) -> tuple[str, Any]:

@@ -9,7 +9,6 @@ The same command, given again, looks at faulty rows again.
 from __future__ import annotations
 
 import codecs
-import json
 import shutil
 from dataclasses import asdict
 from functools import partial
@@ -26,7 +25,7 @@ from tgalign.files import (
     read_json,
     sha256,
     write_json,
-    write_text,
+    write_jsonl,
 )
 from tgalign.locks import sole_writer
 from tgalign.retrieval.attached_rows import Job, Rows, mended
@@ -164,8 +163,7 @@ def _attacher(job: Job, shard_rows: int) -> Worker:
                 if line.strip():
                     rows.read(line, number)
         rows.retrieve(index, shard)
-        text = "".join(json.dumps(row) + "\n" for row in rows.data)
-        write_text(_rows_path(job.work, shard), text)
+        write_jsonl(_rows_path(job.work, shard), rows.data)
         # Last, as it says that the shard is done.
         write_json(_counts_path(job.work, shard), asdict(rows.tally) | {"faults": rows.faults})
 

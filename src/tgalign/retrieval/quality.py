@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 
 from tgalign.data.pictures import read_picture
-from tgalign.files import write_text
+from tgalign.files import write_jsonl
 from tgalign.retrieval.attach import attach
 from tgalign.retrieval.build import build_index
 from tgalign.retrieval.embed import LAB, Embedder
@@ -116,7 +116,7 @@ def change_quality(out: Path, data: Path, quality: Quality, *, text_encoder: Pat
                 row["caption"] = noisy(
                     row["caption"], quality.noise, quality.noise_share, vocabulary, rng
                 )
-    write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(out, rows)
 
 
 def similarity(records: Path) -> dict[str, float | None]:

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel
 
 from tgalign.data.records import read_records
 from tgalign.errors import UserError
-from tgalign.files import write_text
+from tgalign.files import write_jsonl
 from tgalign.retrieval import attach as module
 from tgalign.retrieval import attached_rows
 from tgalign.retrieval.attach import attach
@@ -300,14 +300,14 @@ def test_an_interrupted_call_goes_on_after_its_last_shard(run, records, tmp_path
     whole, said = run(name="whole")
     written = []
 
-    def stop(path, text):
+    def stop(path, rows):
         if len(written) == 1:
             raise KeyboardInterrupt
         written.append(path.name)
-        write_text(path, text)
+        write_jsonl(path, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_text", stop)
+        patch.setattr(module, "write_jsonl", stop)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert not (tmp_path / "out.jsonl").exists()
