@@ -225,7 +225,7 @@ def same_question() -> Callable[[Prompt, Request], None]:
     """A function that fails unless a prompt asks what a request does."""
 
     def check(prompt: Prompt, request: Request) -> None:
-        assert (prompt.text, prompt.caption) == (request.text, request.caption)
+        assert (prompt.text, prompt.caption) == (request.prompt, None)
         assert prompt.turns == request.turns
         if request.picture is None:
             assert prompt.picture is None

@@ -142,14 +142,19 @@ def caption(
             else:
                 lines.append(row.content | {"caption": done[str(row.image)]})
         problems.sort(key=lambda problem: problem.row)
-        if not lines:
-            progress.unlink(missing_ok=True)
-            root = images or image_root_of(source)
-            raise UserError(
-                f"{source}: none of {len(problems)} row(s) can be used, so nothing is written; the "
-                f"first: {problems[0]}. Pictures are looked for in {root} (--images)"
-            )
         left_out = out.with_name(out.name + PROBLEMS)
+        if not lines:
+            fault = (
+                f"{source}: none of {len(problems)} row(s) can be used; the first: {problems[0]}"
+            )
+            if done:  # what the model said took long, and may be right of another prompt
+                write_jsonl(left_out, map(vars, problems))
+                raise UserError(f"{fault}. All of them are in {left_out}")
+            progress.unlink(missing_ok=True)
+            if any(it.reason.endswith("does not exist") for it in problems):
+                root = images or image_root_of(source)
+                fault += f". Pictures are looked for in {root} (--images)"
+            raise UserError(f"{fault}. Nothing is written")
         if problems:
             write_jsonl(left_out, map(vars, problems))
         else:
@@ -274,7 +279,8 @@ def _read_progress(path: Path, settings: dict[str, Any]) -> dict[str, str]:
         done = {path: text for line in lines[1:] for path, text in line.items()}
         if not all(isinstance(text, str) for text in done.values()):
             raise ValueError("a caption that is no text")
-    if lines and lines[0] != settings:
+    # A run of an earlier version may say less.
+    if lines and lines[0] != {key: value for key, value in settings.items() if key in lines[0]}:
         raise UserError(
             f"{path} was begun with {json.dumps(lines[0])}, and now it is {json.dumps(settings)}: "
             "remove it to begin anew, or name another file as out"

@@ -84,6 +84,23 @@ def load_config(path: Path) -> LlavaConfig:
     return loaded
 
 
+def lvlm_kind(path: Path) -> str:
+    """The model type of an image-text-to-text checkpoint, as its config says it.
+
+    Raises:
+        UserError: There is no checkpoint, or it holds another kind of model.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    kind: str = read_config(path).model_type
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise UserError(
+            f"{path} holds a {kind!r} model; expected one that reads pictures and words, such as "
+            "llava, qwen2_5_vl or gemma3 (AutoModelForImageTextToText)"
+        )
+    return kind
+
+
 def load_lvlm(path: Path) -> tuple[Any, Any]:
     """Load any image-text-to-text checkpoint in its own dtype, and its processor, offline.
 
@@ -94,14 +111,8 @@ def load_lvlm(path: Path) -> tuple[Any, Any]:
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    kind = read_config(path).model_type
-    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise UserError(
-            f"{path} holds a {kind!r} model; expected one that reads pictures and words, such as "
-            "llava, qwen2_5_vl or gemma3 (AutoModelForImageTextToText)"
-        )
+    lvlm_kind(path)
     processor = read_part(AutoProcessor, path, "processor")
     model = read_model(AutoModelForImageTextToText, path, dtype="auto")
     if torch.accelerator.is_available():

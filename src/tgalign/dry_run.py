@@ -190,6 +190,8 @@ def print_plan(config: TrainConfig, processes: int = 1) -> None:
     totals = [sum(stage["bytes"].values()) / 1e9 for stage in found["stages"]]
     table.add_row("memory, GB", *(f"{total:.1f}" for total in totals), style="bold")
     console.print(table)
-    console.print("- rows: no picture was opened; `tgalign check` checks them all", markup=False)
+    console.print(
+        "- rows: no picture of theirs was opened; `tgalign check` checks them all", markup=False
+    )
     for line in FORMULA:
         console.print(f"- {line}", markup=False)

@@ -36,8 +36,12 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = "remove it, and what it stands in") -> Any:
     """Read JSON of our own.
+
+    Args:
+        path: The file.
+        remedy: What the user can do where it is damaged.
 
     Raises:
         UserError: The file is damaged.
@@ -45,7 +49,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as fault:
-        raise UserError(f"{path} is damaged ({fault}): remove it, and what it stands in") from None
+        raise UserError(f"{path} is damaged ({fault}): {remedy}") from None
 
 
 def check_schema(content: Any, where: Path | str, version: int, what: str) -> None:

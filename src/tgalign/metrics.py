@@ -96,7 +96,7 @@ def keep_until(path: Path, step: int) -> None:
     """
     if path.exists():
         kept = []
-        with blamed_on(path, _MEND):
+        with blamed_on(path, "remove it: its lines are lost, and the run goes on"):
             for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
                 if not line.endswith("\n") or json.loads(line)["step"] > step:
                     break

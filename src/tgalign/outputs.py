@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tgalign.errors import UserError
@@ -30,7 +31,7 @@ def files_at(path: Path, *endings: str, sign: str) -> list[Path]:
     Args:
         path: Without an ending, or with one of these.
         endings: Of the files.
-        sign: Words in the first file by which an earlier call's is known.
+        sign: What the first file begins with, as a pattern, if an earlier call wrote it.
 
     Raises:
         UserError: One cannot be written, or is somebody else's.
@@ -40,7 +41,8 @@ def files_at(path: Path, *endings: str, sign: str) -> list[Path]:
         raise UserError(f"cannot write to {path}: name files without an ending, as {path / 'all'}")
     files = [file_at(path.with_name(stem + ending)) for ending in endings]
     there = [file for file in files if file.exists()]
-    known = files[0].is_file() and sign in files[0].read_text("utf-8", errors="replace")
+    text = files[0].read_text("utf-8", errors="replace") if files[0].is_file() else ""
+    known = re.match(sign, text, re.DOTALL)
     if there and not known:
         raise UserError(f"{there[0]} is none that an earlier call wrote: give another --out")
     return files

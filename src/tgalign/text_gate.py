@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tgalign.data.records import Record
 from tgalign.data.spool import Lazy
 from tgalign.errors import UserError
-from tgalign.evaluate.generate import NoAnswerError, Prompt, answer
+from tgalign.evaluate.generate import NoAnswerError, Prompt, answer, render
 from tgalign.evaluate.refusal import judge
 from tgalign.files import INCOMPLETE, blamed_on, data_sha256, digest, read_json, write_json
 from tgalign.text_store import turn_to_fill, unversioned, weights_sha256
@@ -120,8 +120,9 @@ def verdicts_of(
         UserError: No record has a picture and a caption, or a question has no answer.
     """
     if (out / GATE_FILE).is_file():
-        with blamed_on(out / GATE_FILE, "remove it, and the gate asks anew"):
-            found = read_json(out / GATE_FILE)
+        remedy = "remove it, and the gate asks anew"
+        with blamed_on(out / GATE_FILE, remedy):
+            found = read_json(out / GATE_FILE, remedy)
             return Verdicts([int(it) for it in found["rows"]], [int(it) for it in found["texts"]])
     asked = [
         (it.row, it.caption, it.messages[0][1])
@@ -182,6 +183,7 @@ def _identity(model: Any, processor: Any) -> dict[str, Any]:
         "generation": unversioned(model.generation_config),
         "vocabulary": digest(sorted(tokenizer.get_vocab().items())),
         "chat_template": digest([processor.chat_template, tokenizer.chat_template]),
+        "prompt": render(processor, Prompt("question", caption="caption")),
     }
 
 
@@ -237,8 +239,9 @@ def _go_on(
         part = mine[start : start + _AT_ONCE]
         path = out / _PART.format(f"{PartialState().process_index}-{start}")
         asked = digest([llm, part])
-        with blamed_on(path, "remove it, and its questions are asked again"):
-            found = dict(read_json(path)) if path.is_file() else {}
+        remedy = "remove it, and its questions are asked again"
+        with blamed_on(path, remedy):
+            found = dict(read_json(path, remedy)) if path.is_file() else {}
         if found.get("asked") != asked or not _are_answers(found.get("said"), len(part)):
             captions, questions, places = zip(*part, strict=True)
             title = f"text gate, from {start:,} of {len(mine):,}" if progress_bar else None

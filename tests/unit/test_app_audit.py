@@ -146,7 +146,8 @@ def test_answers_are_never_more_than_the_requests(
 ) -> None:
     out = tmp_path / "kept"
     out.mkdir()
-    (out / "items.jsonl").write_text("{}\n" * 4)  # errors among them, which are asked again
+    failed = json.dumps({"verdict": None}) + "\n"  # asked again
+    (out / "items.jsonl").write_text("{}\n" * 2 + failed * 2)
     audits = Audits()
     audit = audits.start("me", tmp_path, data, out, None)
     wait(lambda: (out / "items.jsonl").read_text().count("\n") == 6)

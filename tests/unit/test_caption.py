@@ -322,6 +322,25 @@ def test_a_model_that_never_speaks_is_given_up(checkpoint, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
+def test_a_model_that_refuses_all_is_told_as_that_and_its_words_are_kept(
+    folder, checkpoint, tmp_path, monkeypatch
+):
+    refuse = ["I'm sorry, but I cannot help with that."]
+    monkeypatch.setattr(Captioner, "__call__", lambda self, pictures: refuse * len(pictures))
+    with pytest.raises(UserError, match="reads as a refusal") as caught:
+        run(folder, checkpoint, tmp_path / "out.jsonl")
+    assert "--images" not in str(caught.value)
+    names = {it.name for it in tmp_path.iterdir() if it.is_file()}
+    assert names == {"out.jsonl.progress", "out.jsonl.problems.jsonl"}
+
+
+def test_a_run_of_an_earlier_version_goes_on(folder, checkpoint, tmp_path):
+    out = tmp_path / "out.jsonl"
+    begun = {"model": str(checkpoint), "prompt": None, "max_new_tokens": NEW}
+    out.with_name("out.jsonl.progress").write_text(json.dumps(begun) + "\n")
+    assert run(folder, checkpoint, out).captioned
+
+
 def test_a_literal_image_token_never_enters_a_record(captioner, tmp_path, monkeypatch):
     said = [Said("a <image> b"), Said(" <image> ")]
     monkeypatch.setattr("tgalign.evaluate.generate._generate", lambda *_: said)

@@ -1,5 +1,7 @@
 """Odd pictures open as a viewer shows them, or end in a named error."""
 
+import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,24 @@ def test_a_rotated_picture_is_shown_upright(tmp_path: Path) -> None:
         assert upright.getpixel((1, 0)) == BLUE
 
 
+def test_odd_tags_beside_the_turn_do_no_harm(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (6, 2), RED)
+    turned = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    resolution = struct.pack("<HHI4s", 0x011A, 2, 4, b"no!")  # a text, and not a fraction
+    tags = b"II*\0" + struct.pack("<IH", 8, 2) + turned + resolution + bytes(4)
+    picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0" + tags)
+    assert open_picture(tmp_path / "a.jpg").size == (2, 6)
+    picture.save(tmp_path / "b.jpg", exif=b"Exif\0\0damaged")
+    assert open_picture(tmp_path / "b.jpg").size == (6, 2)
+
+
+def test_a_fault_is_told_by_another_process(tmp_path: Path) -> None:
+    with pytest.raises(PictureError) as caught:
+        read_picture(tmp_path / "nowhere.png")
+    told = pickle.loads(pickle.dumps(caught.value))
+    assert (told.name, str(told)) == (caught.value.name, str(caught.value))
+
+
 def test_one_pixel_opens(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), RED).save(tmp_path / "a.png")
     assert open_picture(tmp_path / "a.png").size == (1, 1)
@@ -61,7 +81,6 @@ def test_one_pixel_opens(tmp_path: Path) -> None:
 
 def huge(path: Path, side: int = 20_000) -> None:
     """A PNG that says it has ``side`` × ``side`` pixels; it is refused before they are read."""
-    import struct
     import zlib
 
     Image.new("RGB", (1, 1)).save(path)

@@ -151,6 +151,8 @@ def test_a_misspelt_column_of_a_table_is_refused(given, meant):
     row = {"image": "a.png", "caption": "a cat", given: "?"}
     with pytest.raises(ValueError, match=f"the key '{given}' looks like '{meant}'"):
         as_ours(row, table=True)
+    if meant != "caption":  # the column that is read stands beside it, as in VQA's tables
+        assert as_ours(row | {meant: "!"}, table=True)["image"] == "a.png"
     if meant != "caption":  # these are names of columns alone
         assert as_ours(llava(*ANSWERED, image="a.png") | {given: "?"}, table=False)["messages"]
 

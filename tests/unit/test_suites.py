@@ -314,6 +314,7 @@ def test_rows_that_no_item_asks_for_are_counted(tmp_path: Path) -> None:
     suite = own_table(tmp_path, rows, '"yes"')
     assert len(suite.items) == 1
     assert any("2 of 3 rows are asked nowhere" in it and "row 2" in it for it in suite.notes)
+    assert own_table(tmp_path, "n,q,unsafe,,\n1,a,yes,,\n", '"yes"').items == suite.items
     with pytest.raises(UserError, match="holds texts alone, and `when` asks for unsafe: 1"):
         own_table(tmp_path, rows, "1")
     with pytest.raises(UserError, match="a column stands twice in the header n, q, q, unsafe"):

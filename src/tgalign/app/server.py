@@ -148,7 +148,8 @@ def allowed_hosts(host: str, bound: str) -> list[str]:
         host: What was asked for, however it is written.
         bound: The address that it stands for.
     """
-    if not ipaddress.ip_address(bound).is_loopback:
+    address = ipaddress.ip_address(bound)
+    if not (getattr(address, "ipv4_mapped", None) or address).is_loopback:
         return ["*"]
     return [*LOOPBACK, host, bound]
 

@@ -158,7 +158,7 @@ def evaluate(
     else:
         if url is not None:
             refuse(context, "--url", ("device", "dtype"))
-        _evaluate(model, out, settings, fail_under, junit, audit=False)
+        _evaluate(model, out, settings, fail_under, junit)
 
 
 def audit(
@@ -169,8 +169,12 @@ def audit(
     conditions: Conditions = None,
     limit: Limit = None,
     seed: Seed = Settings.seed,
-    batch_size: BatchSize = Settings.batch_size,
-    max_new_tokens: MaxNewTokens = Settings.max_new_tokens,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Prompts at a time; by default 32, then 16.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer; by default 256, then 32.")
+    ] = None,
     device: Device = Settings.device,
     dtype: Dtype = Settings.dtype,
     fail_under: FailUnder = None,
@@ -179,7 +183,9 @@ def audit(
     progress: Progress = True,
 ) -> None:
     """Evaluate a checkpoint and diagnose it by layer, in one report."""
-    _evaluate(str(model), out, _settings(locals()), fail_under, junit, audit=True)
+    sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    given = {name: size for name, size in sizes.items() if size is not None}
+    _evaluate(str(model), out, _settings(locals()), fail_under, junit, audit=given)
 
 
 def parity(
@@ -222,15 +228,16 @@ def pool(
 
 def _settings(given: dict[str, Any]) -> Settings:
     """Those parameters of a command that say what to evaluate and how."""
-    found = {it.name: given[it.name] for it in fields(Settings) if it.name in given}
-    names = ",".join(found["conditions"] or []).split(",")
-    found["conditions"] = [name.strip() for name in names if name.strip()]
-    return Settings(**found | {"suites": found["suites"] or Settings.suites})
+    names = [it.name for it in fields(Settings)]
+    found = {name: given[name] for name in names if given.get(name) is not None}
+    conditions = ",".join(found.get("conditions", [])).split(",")
+    found["conditions"] = [name.strip() for name in conditions if name.strip()]
+    return Settings(**found | {"suites": found.get("suites") or Settings.suites})
 
 
 def _evaluate(
     model: str, out: Path, settings: Settings, fail_under: str | None, junit: Path | None, *,
-    audit: bool,
+    audit: dict[str, int] | None = None,
 ) -> None:  # fmt: skip
     from tgalign.evaluate.command import print_evaluation, run_audit, run_evaluation
     from tgalign.evaluate.thresholds import check, parse_thresholds, write_junit
@@ -239,8 +246,8 @@ def _evaluate(
     quiet_libraries()
     thresholds = parse_thresholds(fail_under) if fail_under else []  # before the long work
     junit = file_at(junit) if junit else None
-    if audit:
-        results = run_audit(Path(model), out, settings)
+    if audit is not None:
+        results = run_audit(Path(model), out, settings, audit)
     else:
         results = run_evaluation(model, out, settings)
     console = wide_console()

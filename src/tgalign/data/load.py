@@ -36,8 +36,9 @@ class _Began:
 
 def _read_began(path: Path) -> _Began:
     """What ``TrainingData.write`` kept."""
-    with blamed_on(path, "remove it to have all rows checked anew"):
-        found = read_json(path)
+    remedy = "remove it to have all rows checked anew"
+    with blamed_on(path, remedy):
+        found = read_json(path, remedy)
         bad = {it["row"]: it["reason"] for it in found["bad"]}
         return _Began(found["rows"], bad, found.get("sha256"))
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 MAX_PIXELS = 64_000_000
 """A larger picture is refused unread, as a decompression bomb."""
 
+ORIENTATION = 0x0112
+"""The EXIF tag that says how a picture is to be turned."""
+
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What pictures may be, whatever their name ends in. Of the others that PIL knows, some start
 programs (EPS: Ghostscript) and most are decoded by code that nobody looks after."""
@@ -47,6 +50,10 @@ class PictureError(ValueError):
         super().__init__(detail)
         self.name = name
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process needs to raise it again."""
+        return type(self), (self.name, str(self))
+
 
 def read_picture(picture: Path | bytes) -> Image:
     """Read a picture as RGB, upright as a viewer shows it (EXIF), the first frame of an animation.
@@ -58,7 +65,7 @@ def read_picture(picture: Path | bytes) -> Image:
         PictureError: ``missing_picture``, ``unreadable_picture``, or ``too_large_picture`` for one
             of more than ``MAX_PIXELS``, which is refused unread as a decompression bomb.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     name = "in the row" if isinstance(picture, bytes) else str(picture)
     try:
@@ -69,7 +76,7 @@ def read_picture(picture: Path | bytes) -> Image:
         ) as opened:
             width, height = opened.size
             if width * height <= MAX_PIXELS:
-                return _rgb(ImageOps.exif_transpose(opened))
+                return _rgb(_upright(opened))
     except FileNotFoundError:
         raise PictureError("missing_picture", f"image {name} does not exist") from None
     except Image.DecompressionBombError as fault:
@@ -85,6 +92,26 @@ def read_picture(picture: Path | bytes) -> Image:
         "too_large_picture",
         f"image {name} has {width}×{height} pixels, more than {MAX_PIXELS:,}",
     )
+
+
+def _upright(picture: Image) -> Image:
+    """The picture turned as its EXIF data say; of data that cannot be read, as it lies.
+
+    ``ImageOps.exif_transpose`` copies what is upright, and writes all tags anew, which fails on odd
+    ones that have nothing to do with it.
+    """
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }  # fmt: skip
+    try:
+        turn = turns.get(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # its reader fails on damaged data in any way
+        return picture
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _rgb(picture: Image) -> Image:

@@ -27,7 +27,8 @@ DEFAULT_QUESTION = "Describe this image."
 PICTURE_COLUMNS = ("image", "file_name")
 KEYS = frozenset(("id", "image", "caption", "retrieved", "messages"))
 _FOREIGN = KEYS | {"conversations", "images", "image_caption", "retrieved_caption", "file_name"}
-_OF_TABLES = _FOREIGN | {"text", "question", "answer"}
+_TEXTS = frozenset(("text", "question", "answer"))
+_OF_TABLES = _FOREIGN | _TEXTS
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -61,7 +62,8 @@ def as_ours(row: Any, *, table: bool) -> dict[str, Any]:
         return dict(row)
     for key in row:
         meant = _misspelt(str(key), table)
-        if meant:
+        # A table may have `answers` or `questionId` beside the column that is read.
+        if meant and not (meant in _TEXTS and _cell(row, meant) is not None):
             raise ValueError(f"the key {key!r} looks like {meant!r}: rename or remove it")
     made["caption"] = _cell(row, "caption", "image_caption", *(["text"] if table else []))
     made["retrieved"] = _cell(row, "retrieved", "retrieved_caption")

@@ -79,7 +79,6 @@ def diagnose(
         "question": question,
         "clip": clip is not None,
         "patch_layers": patched,
-        "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "versions": {name: version(name) for name in ("tgalign", "torch", "transformers")},
     }
@@ -113,6 +112,7 @@ def diagnose(
             "num_layers": parts.num_layers,
             "scenes": probes.scenes,
             **settings,
+            "batch_size": batch_size,
             **found,
             "seconds": time.monotonic() - start,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,21 @@ def run_evaluation(
         return results
 
 
-def run_audit(model: Path, out: Path, settings: Settings) -> dict[str, Any]:
+def run_audit(
+    model: Path, out: Path, settings: Settings, sizes: Mapping[str, int]
+) -> dict[str, Any]:
     """Evaluate a checkpoint and diagnose it on the lab's probes, both in one dtype.
 
-    Writes the files of both: the diagnosis in ``out/diagnosis``, its figures in ``out`` too. The
-    diagnosis has a batch size and a length of answers of its own, unless others are set.
+    Writes the files of both: the diagnosis in ``out/diagnosis``, its figures in ``out`` too.
+
+    Args:
+        model: Its folder.
+        out: As of ``run_evaluation``.
+        settings: Of the evaluation.
+        sizes: ``batch_size`` and ``max_new_tokens`` of the diagnosis, where not its own.
+
+    Returns:
+        As ``run_evaluation``.
 
     Raises:
         UserError: As of both.
@@ -110,11 +120,6 @@ def run_audit(model: Path, out: Path, settings: Settings) -> dict[str, Any]:
     bar = settings.progress
     check_place(out)
     load_requests(settings)  # a wrong suite or condition is said before the long diagnosis
-    sizes = {
-        name: getattr(settings, name)
-        for name in ("batch_size", "max_new_tokens")
-        if getattr(settings, name) != getattr(Settings, name)
-    }
     run_diagnosis(
         model, folder, "lab", per_scene=per_scene, clip=None, progress=bar,
         place=chosen_place(settings.device, settings.dtype), **sizes,

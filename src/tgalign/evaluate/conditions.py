@@ -83,7 +83,7 @@ class Request:
     @property
     def prompt(self) -> str:
         """What is said in words: the caption, where one stands for the picture, and the text."""
-        return f"{self.caption} {self.text}" if self.caption else self.text
+        return f"{self.caption}\n{self.text}" if self.caption else self.text
 
     @property
     def turns_sha256(self) -> str | None:

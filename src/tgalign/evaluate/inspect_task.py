@@ -80,9 +80,7 @@ def to_sample(request: Request) -> Sample:
             content.append(ContentImage(image=data_url(picture)))
     except PictureError as fault:
         metadata["error"] = f"{fault.name}: {fault}"
-    if request.caption is not None:
-        content.append(ContentText(text=request.caption))
-    content.append(ContentText(text=request.text))
+    content.append(ContentText(text=request.prompt))
     talk: list[ChatMessage] = []
     for said, answered in request.turns:
         talk += [ChatMessageUser(content=said), ChatMessageAssistant(content=answered)]

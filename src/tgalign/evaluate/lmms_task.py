@@ -133,7 +133,7 @@ def doc_to_messages(doc: Doc, lmms_eval_specific_kwargs: Any = None) -> list[dic
         for role, text in (("user", said), ("assistant", answered)):
             talk.append({"role": role, "content": [{"type": "text", "text": text}]})
     content = [{"type": "image", "url": picture} for picture in doc_to_visual(doc)]
-    content += [{"type": "text", "text": it} for it in (doc["caption"], doc["text"]) if it]
+    content.append({"type": "text", "text": _told(doc)})
     return [*talk, {"role": "user", "content": content}]
 
 
@@ -145,7 +145,11 @@ def doc_to_visual(doc: Doc) -> list[Any]:
 def doc_to_text(doc: Doc, lmms_eval_specific_kwargs: Any = None) -> str:
     """All in one text, for models that lmms-eval asks without a chat."""
     said = [text for turn in doc["turns"] for text in turn]
-    return "\n".join([*said, " ".join(filter(None, (doc["caption"], doc["text"])))])
+    return "\n".join([*said, _told(doc)])
+
+
+def _told(doc: Doc) -> str:
+    return "\n".join(filter(None, (doc["caption"], doc["text"])))
 
 
 def process_results(doc: Doc, results: Sequence[str]) -> dict[str, Any]:

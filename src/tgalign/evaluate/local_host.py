@@ -148,10 +148,10 @@ def load_image_text_model(path: Path, dtype: Any = "float32") -> tuple[Any, Any]
     """
     from transformers import AutoModelForImageTextToText
 
-    from tgalign.checkpoint import load_chat_processor, load_llava
-    from tgalign.pretrained import read_config, read_model
+    from tgalign.checkpoint import load_chat_processor, load_llava, lvlm_kind
+    from tgalign.pretrained import read_model
 
-    if read_config(path).model_type == "llava":
+    if lvlm_kind(path) == "llava":
         return load_llava(path, dtype=dtype)
     model = read_model(AutoModelForImageTextToText, path, dtype=dtype)
     return model, load_chat_processor(path)

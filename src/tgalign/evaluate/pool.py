@@ -88,17 +88,27 @@ def _require_different(
     results: Sequence[dict[str, Any]],
     seeds: Sequence[Sequence[dict[str, Any]]],
 ) -> None:
-    seen: dict[str, list[tuple[Path, set[str]]]] = {}
+    seen: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     for folder, found, rows in zip(folders, results, seeds, strict=True):
-        ids = {row["id"] for row in rows}
-        others = seen.setdefault(json.dumps([_answering(found, folder), found["seeds"]]), [])
-        first = next((place for place, asked in others if not ids.isdisjoint(asked)), None)
+        said = {row["id"]: row["answer"] for row in rows}
+        model = _answering(found, folder)
+        others = seen.setdefault(json.dumps([model, found["seeds"]]), [])
+        # A server does not tell its weights: of it, only the same answers are one evaluation.
+        served = isinstance(model[0], list)
+        first = next(
+            (
+                place
+                for place, heard in others
+                if (said == heard if served else not said.keys().isdisjoint(heard))
+            ),
+            None,
+        )
         if first is not None:
             raise UserError(
                 f"{label}: {first} and {folder} are evaluations of one model with one seed, whose "
                 "items would count twice: leave one out"
             )
-        others.append((folder, ids))
+        others.append((folder, said))
 
 
 def _answering(found: dict[str, Any], folder: Path) -> list[Any]:
@@ -203,7 +213,11 @@ def write_pool(columns: dict[str, list[Path]], out: Path | None) -> str:
     Raises:
         UserError: As ``pool``, or OUT is no place for these files.
     """
-    places = files_at(out, ".json", ".md", sign='"safety_gap"') if out is not None else None
+    places = (
+        files_at(out, ".json", ".md", sign=r'\{\s*"(?!schema_version).*"safety_gap"')
+        if out is not None
+        else None
+    )
     pooled = pool(columns)
     text = markdown(pooled)
     if places is not None:

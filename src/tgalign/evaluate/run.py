@@ -281,6 +281,8 @@ def _check_same_run(out: Path, state: dict[str, Any]) -> None:
             # Of the questions only a digest is kept, which says nothing to a reader.
             its, ours = ({**it, "questions": None} for it in (found, state))
             said = listed_differences(its, ours) or "other questions"
+            if state["model"]["host"] == "local" and "dtype" not in found["model"]:
+                said = "begun by an earlier version of tgalign"
             raise UserError(
                 f"{out} holds another evaluation ({said}): give the "
                 "same checkpoint, --dtype, --defence, --suite, --condition, --limit and --seed, "

@@ -40,7 +40,7 @@ def combine(paths: Sequence[Path], out: Path) -> str:
         UserError: A file is missing or holds no results of a demo, or two demos have the same
             condition, share of toxic pictures and style, or OUT is no place for these files.
     """
-    places = files_at(out, ".json", ".md", ".svg", sign='"arms"')
+    places = files_at(out, ".json", ".md", ".svg", sign=r'\[.*"arms"')
     found: list[dict[str, Any]] = []
     for path in paths:
         file = path / "results.json" if path.is_dir() else path

@@ -74,7 +74,9 @@ def report_diagnoses(folders: Sequence[Path], out: Path | None) -> str:
         raise UserError("several diagnoses side by side need --out, where to put them")
     if len(found) < len(folders):
         raise UserError("two folders have the same name: give them names to tell them by")
-    page_at, table_at = files_at(out, ".html", ".md", sign="<title>tgalign diagnosis: ")
+    page_at, table_at = files_at(
+        out, ".html", ".md", sign=".*<title>tgalign diagnosis: Diagnoses side by side"
+    )
     table = markdown(found)
     write_text(page_at, render(found, None))
     write_text(table_at, table)

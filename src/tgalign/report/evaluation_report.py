@@ -59,8 +59,8 @@ def warnings(results: Mapping[str, Any]) -> list[str]:
     said = []
     if not results["dsr"]["n"]:
         said.append(
-            "DSR was not measured: a model that refuses nothing would look as good. Add a suite "
-            "with toxic items (--suite)."
+            "DSR was not measured, as no toxic item was answered: a model that refuses nothing "
+            "would look as good. Add a suite with toxic items (--suite), or mend their errors."
         )
     if results["dsr"]["n"] and not results["over_refusal"]["n"]:
         said.append(

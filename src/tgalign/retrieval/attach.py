@@ -174,6 +174,7 @@ def _gather(job: Job, out: Path, report: Path, settings: dict[str, Any]) -> dict
     """Put the shards together and say what was met."""
     tally, faults = Tally(), []
     out.parent.mkdir(parents=True, exist_ok=True)
+    again = out.exists()
     with file_at_once(out) as beside:
         with beside.open("wb") as file:
             for shard in range(len(job.offsets) - 1):
@@ -190,6 +191,9 @@ def _gather(job: Job, out: Path, report: Path, settings: dict[str, Any]) -> dict
                 "Expected JSON lines, which tgalign caption writes of any source"
             )
         said = tally.as_dict() | {"faults": faults, "settings": settings}
+        if not again:  # an output without a report is taken for somebody else's
+            write_json(report, said)
+    if again:  # after the rename, as the report says that mended rows are in it
         write_json(report, said)
     shutil.rmtree(job.work)
     return said

@@ -179,7 +179,7 @@ def _rows(table: Path) -> Iterator[dict[str, Any]]:
         text = table.read_text(encoding="utf-8-sig")
         if table.suffix == ".csv":
             reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-            header = reader.fieldnames or ()
+            header = [it for it in reader.fieldnames or () if it]  # spreadsheets add empty ones
             if len(set(header)) < len(header):
                 raise ValueError(f"a column stands twice in the header {', '.join(header)}")
             found: Any = list(reader)
