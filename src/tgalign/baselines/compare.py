@@ -233,12 +233,17 @@ def suite_sizes(smoke: bool) -> tuple[int, int, int]:
 def _result(
     out: Path, seed: int, setting: Setting, method: Plan, given: Mapping[str, Path]
 ) -> Path:
-    """Where a measurement goes, named by what decides its answers; ``_measured`` judges them."""
+    """Where a measurement goes, named by what decides its answers.
+
+    The judge is not among it, as ``_measured`` judges anew, but for a defence: defences ask the
+    judge before they answer.
+    """
     from tgalign.files import sha256
 
     names = ["items", "../evaluate/generate", *(f"../lab/{name}" for name in _ASKED)]
     if method.defence:
         names += [method.defence, "calibration", "defence", "states", "told"]
+        names += ["../evaluate/refusal", "../evaluate/refusal_phrases"]
     decides = {
         "checkpoint": sha256(given[method.training] / "model.safetensors")
         if method.training in given

@@ -204,12 +204,16 @@ def test_a_kept_answer_has_the_verdict_of_todays_judge(tmp_path, measured_at_onc
 
 
 def test_what_decides_an_answer_names_its_measurement(tmp_path, monkeypatch):
-    """Not the judge, whose change costs no answer."""
+    """The judge only of a defence, which asks it: else its change costs no answer."""
     read = []
     monkeypatch.setattr("tgalign.files.sha256", lambda path: read.append(path.stem) or "")
-    compare._result(tmp_path, 0, Setting("guided", 0.1, "emoji"), plan("ecso"), {})
+    setting = Setting("guided", 0.1, "emoji")
+    compare._result(tmp_path, 0, setting, plan("ce"), {})
     wanted = {"items", "generate", "jailbreaks", "suite", "language", "objects", "pictures"}
-    assert wanted | {"ecso", "told", "defence", "states", "calibration"} == set(read)
+    assert set(read) == wanted
+    compare._result(tmp_path, 0, setting, plan("ecso"), {})
+    wanted |= {"ecso", "told", "defence", "states", "calibration"}
+    assert set(read) == wanted | {"refusal", "refusal_phrases"}
 
 
 @pytest.mark.parametrize(("smoke", "number"), [(True, 74), (False, 2040)])
