@@ -82,6 +82,9 @@ def assemble(
         plans: The methods, ``ce`` among them.
         setting: What they share.
     """
+    for by_method in measured.values():
+        first, *others = map(_asked, by_method.values())
+        assert all(asked == first for asked in others), "methods were asked different items"
     items = {it.name: _pooled(measured, it.name) for it in plans}
     methods: dict[str, Any] = {}
     for it in plans:
@@ -169,12 +172,17 @@ def _test(methods: dict[str, Any], items: Mapping[str, Mapping[str, list[Outcome
             methods[name]["against_ce"][rate] = test | {"p_holm": p_holm}
 
 
+def _asked(found: Found) -> tuple[str | None, set[tuple[Any, ...]]]:
+    """What a method was asked: the digest of it all, pictures too, and its items."""
+    return found.get("asked"), {
+        (it["id"], it["question"], it["toxic"], *sorted(it["named"])) for it in found["items"]
+    }
+
+
 def _paired(new: list[Outcome], old: list[Outcome]) -> dict[str, Any]:
     """The difference of a rate, the pictures or texts with more and with fewer hits, and p."""
-    known = {(key, trials): hits for key, hits, trials in old}
-    asked = {(key, trials) for key, _, trials in new}
-    assert known.keys() == asked, "methods were asked different items"
-    sides = [(hits, known[key, trials], trials) for key, hits, trials in new]
+    known = {key: hits for key, hits, _ in old}
+    sides = [(hits, known[key], trials) for key, hits, trials in new]
     changes = [one - other for one, other, _ in sides]
     single = all(trials == 1 for *_, trials in sides)
     return paired_share_difference(sides).as_dict() | {

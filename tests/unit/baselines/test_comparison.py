@@ -14,10 +14,8 @@ from tgalign.baselines.comparison import (
     markdown,
     title,
 )
-from tgalign.baselines.estimate import num_questions
 from tgalign.baselines.items import ask_all
 from tgalign.baselines.methods import plan
-from tgalign.baselines.training import Setting
 from tgalign.evaluate.seeds import NOTE
 from tgalign.evaluate.statistics import bootstrap_share, mcnemar, paired_difference, wilson
 from tgalign.files import write_json
@@ -173,9 +171,10 @@ def test_methods_are_tested_against_ce_on_the_same_items(comparison):
     assert test["p"] == pytest.approx(2 / 2**16)
     assert test["p_holm"] == pytest.approx(3 * test["p"])
     assert methods["tga"]["against_ce"]["named"]["p_holm"] == 1.0
-    other = {"ce": found(0), "tga": {**found(1), "items": answers(1)[1:]}}
-    with pytest.raises(AssertionError, match="different items"):
-        assemble({0: other}, PLANS[:2], SETTING)
+    worded = [item | {"question": "another"} for item in answers(1)]
+    for change in ({"items": answers(1)[1:]}, {"items": worded}, {"asked": "other pictures"}):
+        with pytest.raises(AssertionError, match="different items"):
+            assemble({0: {"ce": found(0), "tga": found(1) | change}}, PLANS[:2], SETTING)
 
 
 @pytest.fixture
@@ -201,27 +200,6 @@ def test_a_kept_answer_has_the_verdict_of_todays_judge(tmp_path, measured_at_onc
     kept = [json.loads(path.read_text()) for path in tmp_path.glob("seed0/measured/*.json")]
     assert len(kept) == 2
     assert {item["label"] for one in kept for item in one["items"]} == {"refused"}
-
-
-def test_what_decides_an_answer_names_its_measurement(tmp_path, monkeypatch):
-    """The judge only of a defence, which asks it: else its change costs no answer."""
-    read = []
-    monkeypatch.setattr("tgalign.files.sha256", lambda path: read.append(path.stem) or "")
-    setting = Setting("guided", 0.1, "emoji")
-    compare._result(tmp_path, 0, setting, plan("ce"), {})
-    wanted = {"items", "generate", "jailbreaks", "suite", "language", "objects", "pictures"}
-    assert set(read) == wanted
-    compare._result(tmp_path, 0, setting, plan("ecso"), {})
-    wanted |= {"ecso", "told", "defence", "states", "calibration"}
-    assert set(read) == wanted | {"refusal", "refusal_phrases"}
-
-
-@pytest.mark.parametrize(("smoke", "number"), [(True, 74), (False, 2040)])
-def test_the_estimate_counts_the_questions_of_the_suite(smoke, number):
-    setting = Setting("guided", 0.1, "emoji", smoke=smoke)
-    assert num_questions(setting) == number
-    suite = compare.comparison_suite(0, "emoji", smoke)
-    assert len(suite.texts) + 3 * len(suite.toxic + suite.benign) == number
 
 
 def test_a_file_of_before_pictures_were_counted_says_so(comparison):
