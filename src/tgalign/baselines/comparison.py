@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 """Of comparison.json and compare.json."""
 
-BY_PICTURE = (
+_BY_PICTURE = (
     "Intervals of Wilson, tests of McNemar (exact); of objects named and jailbreak DSR, where a "
     "picture holds several trials, a bootstrap over pictures and a permutation test."
 )
-"""How intervals and tests are made."""
 
 _BY_TRIAL = (
     "Intervals of Wilson, tests of McNemar (exact). This file is older than the count by picture: "
@@ -180,7 +179,12 @@ def _asked(found: Found) -> tuple[str | None, set[tuple[Any, ...]]]:
 
 
 def _paired(new: list[Outcome], old: list[Outcome]) -> dict[str, Any]:
-    """The difference of a rate, the pictures or texts with more and with fewer hits, and p."""
+    """The difference of a rate over ``n`` trials, its p, and how many items changed.
+
+    ``gained`` and ``lost`` count the pictures or texts with more and with fewer hits, of ``pairs``
+    that were compared. Where a picture holds several trials, ``n`` is larger than ``pairs``, and
+    ``difference`` is not (``gained`` - ``lost``) / ``pairs`` either.
+    """
     known = {key: hits for key, hits, _ in old}
     sides = [(hits, known[key], trials) for key, hits, trials in new]
     changes = [one - other for one, other, _ in sides]
@@ -188,6 +192,7 @@ def _paired(new: list[Outcome], old: list[Outcome]) -> dict[str, Any]:
     return paired_share_difference(sides).as_dict() | {
         "gained": sum(change > 0 for change in changes),
         "lost": sum(change < 0 for change in changes),
+        "pairs": len(sides),
         "p": mcnemar([(one > 0, other > 0) for one, other, _ in sides])
         if single
         else permutation_p(changes),
@@ -234,20 +239,19 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     shown = markdown_table(header, rows)
     counts = comparison["methods"]["ce"]
     n = ", ".join(f"{heading} {counts[rate]['n']}" for rate, heading in COLUMNS.items())
-    how = BY_PICTURE if _is_by_picture(comparison) else _BY_TRIAL
     return noted(
-        f"{title(comparison)}: rate [95 % interval]\n\n{shown}\n{how} `*` differs from ce on the "
-        f"same items (Holm over the methods; p < {LEVEL}). ★ on the Pareto front of DSR, "
+        f"{title(comparison)}: rate [95 % interval]\n\n{shown}\n{how(comparison)} `*` differs from "
+        f"ce on the same items (Holm over the methods; p < {LEVEL}). ★ on the Pareto front of DSR, "
         f"over-refusal and objects named. n: {n}.\n"
     )
 
 
-def _is_by_picture(comparison: Mapping[str, Any]) -> bool:
-    """False of a file of before trials were told from pictures: its differences have no ends."""
+def how(comparison: Mapping[str, Any]) -> str:
+    """How intervals and tests were made; before trials were told from pictures, none had ends."""
     tests = [
         test for it in comparison["methods"].values() for test in it.get("against_ce", {}).values()
     ]
-    return all("low" in test for test in tests)
+    return _BY_PICTURE if all("low" in test for test in tests) else _BY_TRIAL
 
 
 def csv_text(comparison: Mapping[str, Any]) -> str:

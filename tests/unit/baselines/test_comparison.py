@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -114,6 +115,7 @@ def test_two_trials_of_a_picture_count_once_in_interval_and_test(comparison):
     assert ours["jailbreak_dsr"]["n"] == 40 and width > 1.2 * (apart.high - apart.low)
     test = ours["against_ce"]["jailbreak_dsr"]
     assert (test["difference"], test["gained"], test["lost"], test["n"]) == (0.8, 16, 0, 40)
+    assert test["pairs"] == 20 and ours["against_ce"]["text_dsr"]["pairs"] == 8
     pairs = [(True, False)] * 16 + [(False, False)] * 4
     assert test["p"] >= mcnemar(pairs) > 100 * mcnemar(2 * pairs)
     assert 0.4 < test["low"] < 0.8 < test["high"] < 1
@@ -210,6 +212,13 @@ def test_a_file_of_before_pictures_were_counted_says_so(comparison):
     assert "take the trials of one picture as independent" in markdown(old)
     assert "as independent" not in markdown(comparison)
     assert "a bootstrap over pictures and a permutation test" in markdown(comparison)
+
+
+@pytest.mark.parametrize("path", sorted(Path("docs").glob("comparison*.json")), ids=str)
+def test_the_page_of_an_older_file_is_made(path, comparison):
+    assert "+16 −0 of 20, p" in render(comparison)
+    page = render(json.loads(path.read_text()))
+    assert "Differences from CE only" in page
 
 
 def test_the_table_marks_what_differs(comparison):
