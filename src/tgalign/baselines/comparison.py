@@ -39,7 +39,7 @@ _BY_TRIAL = (
     "their intervals are too narrow and their p-values too small."
 )
 
-_TRIALS = {"jailbreak_dsr": len(ATTACKS)}
+TRIALS = {"jailbreak_dsr": len(ATTACKS)}
 """Trials of a picture, by rate, where every picture has several."""
 
 Found = dict[str, Any]
@@ -222,7 +222,7 @@ def table(comparison: Mapping[str, Any]) -> list[list[str]]:
         for rate in COLUMNS:
             p_holm = found.get("against_ce", {}).get(rate, {}).get("p_holm", 1.0)
             cells.append(
-                show_pooled(found, rate, with_n=False, per_item=_TRIALS.get(rate, 1))
+                show_pooled(found, rate, with_n=False, per_item=TRIALS.get(rate, 1))
                 + ("*" if p_holm < LEVEL else "")
             )
         cost = found["training_seconds"]

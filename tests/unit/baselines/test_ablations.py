@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from markupsafe import escape
 
 from tgalign.baselines import ablate
 from tgalign.baselines.ablate import (
@@ -255,3 +256,6 @@ def test_a_rate_whose_seeds_differ_is_marked(ran, tmp_path):
         seed["dsr"] = rate(share)
     text = markdown(content)
     assert "| none left out | 0.15 [0.05, 0.36]† |" in text and text.endswith(f"{NOTE}\n")
+    page = render(content)
+    assert (page.count("†"), page.count(str(escape(NOTE)))) == (2, 1)
+    assert "†" not in (tmp_path / "ablation-held_out_scenes.html").read_text()

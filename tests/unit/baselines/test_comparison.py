@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from tgalign.baselines import compare
 from tgalign.baselines.comparison import (
@@ -243,6 +244,9 @@ def test_the_table_marks_a_rate_whose_seeds_differ(comparison):
     (row,) = (line for line in text.splitlines() if line.startswith("| tga ★"))
     assert row.count("†") == 1 and "0.80 [0.58, 0.92]†*" in row
     assert text.endswith(f"{NOTE}\n")
+    page, note = render(changed), str(escape(NOTE))
+    assert (page.count("†"), page.count(note)) == (2, 1) and "†*</td>" in page
+    assert "†" not in render(comparison)
 
 
 def test_the_csv_holds_the_same_numbers(comparison):
