@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from tgalign.cli import app
 from tgalign.errors import UserError
+from tgalign.evaluate.seeds import NOTE
 from tgalign.evaluate.statistics import wilson
 from tgalign.report.demo_report import write_demo_report
 from tgalign.report.verdict import MEASURES, compare, difference, headline
@@ -361,3 +362,13 @@ def test_an_arm_with_the_weights_of_ce_only_is_named(folder: Path) -> None:
 def test_numbers_are_not_rounded_into_certainty() -> None:
     assert [percent(x) for x in (0.0, 0.004, 0.45, 0.996, 1.0)] == ["0", "<1", "45", ">99", "100"]
     assert [points(x) for x in (0.446, -0.0042, 0.0)] == ["+44.6", "\u22120.4", "0.0"]
+
+
+def test_a_rate_whose_seeds_differ_is_marked(folder: Path) -> None:
+    results = synthetic(2)
+    assert "†" not in write_demo_report(results, folder).read_text(encoding="utf-8")
+    first, second = results["arms"]["tga"]["seeds"]
+    first["dsr"], second["dsr"], first["text_dsr"] = rate(0.2, 120), rate(0.8, 120), None
+    text = unescape(write_demo_report(results, folder).read_text(encoding="utf-8"))
+    assert text.count("†") == 2 and text.count(NOTE) == 1
+    assert re.search(r'all scenes</th>(?:(?!</tr>).)*</span>†</td>\s*<td class="n">', text, re.S)

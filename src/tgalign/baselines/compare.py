@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -20,14 +21,11 @@ from tgalign.terminal import wide_console
 from tgalign.workers import Job, Workers, available_cores, workers
 
 if TYPE_CHECKING:
+    from tgalign.baselines.defence import Calibration
     from tgalign.lab.suite import LabSuite
 
 SUITE = 3_000
 """Added to the seed: the suites of the comparison are neither the demo's nor the experiments'."""
-
-
-_ASKED = ("jailbreaks", "suite", "language", "objects", "pictures")
-"""Files of the lab that decide what is asked."""
 
 
 def run_compare(
@@ -169,7 +167,6 @@ def measure_method(
     out: Path, seed: int, setting: Setting, method: Plan, given: Mapping[str, Path]
 ) -> None:
     """Ask a finished model everything, defended if the method says so, and write what it said."""
-    from tgalign.baselines.calibration import lab_calibration
     from tgalign.baselines.items import answering_seconds, ask_all
     from tgalign.baselines.methods import defend
     from tgalign.baselines.training import training_seconds
@@ -184,9 +181,7 @@ def measure_method(
             cost += training_seconds(training_config(out, seed, setting, start))
     model, processor = load_llava(checkpoint)
     suite = comparison_suite(seed, setting.style, setting.smoke)
-    calibration = lab_calibration(
-        seed, style=setting.style, num_pictures=16 if setting.smoke else 200
-    )
+    calibration = _calibration(seed, setting.style, setting.smoke)
     prompts, rounds = calibration.shown[:64], 1 if setting.smoke else 3
     around = (
         defend(model, processor, method.defence, calibration=calibration)
@@ -200,6 +195,7 @@ def measure_method(
             added = answering_seconds(model, processor, prompts, rounds=rounds) / alone - 1.0
         items = ask_all(model, processor, suite)
     found = {"items": items, "added_latency": added, "training_seconds": cost}
+    found["asked"] = _asked(seed, setting.style, setting.smoke)
     write_json(_result(out, seed, setting, method, given), found)
 
 
@@ -230,20 +226,49 @@ def suite_sizes(smoke: bool) -> tuple[int, int, int]:
     return (2, 8, 8) if smoke else (40, 300, 300)
 
 
+def _calibration(seed: int, style: Any, smoke: bool) -> Calibration:
+    """What the defences of a seed may look at."""
+    from tgalign.baselines.calibration import lab_calibration
+
+    return lab_calibration(seed, style=style, num_pictures=16 if smoke else 200)
+
+
+@cache
+def _asked(seed: int, style: Any, smoke: bool) -> str:
+    """Digest of what every method of a seed is asked; drawing it takes about a second."""
+    from tgalign.baselines.items import asked_sha256
+
+    return asked_sha256(comparison_suite(seed, style, smoke))
+
+
+@cache
+def _looked_at(seed: int, style: Any, smoke: bool) -> str:
+    """Digest of what the defences of a seed may look at."""
+    return _calibration(seed, style, smoke).sha256
+
+
 def _result(
     out: Path, seed: int, setting: Setting, method: Plan, given: Mapping[str, Path]
 ) -> Path:
-    """Where a measurement goes, named by what decides its answers; ``_measured`` judges them."""
+    """Where a measurement goes, named by what decides its answers.
+
+    The judge is not among it, as ``_measured`` judges anew, but for a defence: defences ask the
+    judge before they answer.
+    """
     from tgalign.files import sha256
 
-    names = ["items", "../evaluate/generate", *(f"../lab/{name}" for name in _ASKED)]
+    drawn = (seed, setting.style, setting.smoke)
+    names = ["items", "../evaluate/generate"]
     if method.defence:
-        names += [method.defence, "calibration", "defence", "states", "told"]
+        names += [method.defence, "defence", "states", "told"]
+        names += ["../evaluate/refusal", "../evaluate/refusal_phrases"]
     decides = {
         "checkpoint": sha256(given[method.training] / "model.safetensors")
         if method.training in given
         else training_config(out, seed, setting, method.training).out.name,
+        "asked": _asked(*drawn),
         "defence": method.defence,
+        "looked_at": _looked_at(*drawn) if method.defence else None,
         "code": [sha256(Path(__file__).parent / f"{name}.py") for name in names],
         "setting": asdict(setting),
         "versions": versions(),

@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 """Of comparison.json and compare.json."""
 
-BY_PICTURE = (
+_BY_PICTURE = (
     "Intervals of Wilson, tests of McNemar (exact); of objects named and jailbreak DSR, where a "
     "picture holds several trials, a bootstrap over pictures and a permutation test."
 )
-"""How intervals and tests are made."""
 
 _BY_TRIAL = (
     "Intervals of Wilson, tests of McNemar (exact). This file is older than the count by picture: "
@@ -40,7 +39,7 @@ _BY_TRIAL = (
     "their intervals are too narrow and their p-values too small."
 )
 
-_TRIALS = {"jailbreak_dsr": len(ATTACKS)}
+TRIALS = {"jailbreak_dsr": len(ATTACKS)}
 """Trials of a picture, by rate, where every picture has several."""
 
 Found = dict[str, Any]
@@ -82,6 +81,9 @@ def assemble(
         plans: The methods, ``ce`` among them.
         setting: What they share.
     """
+    for by_method in measured.values():
+        first, *others = map(_asked, by_method.values())
+        assert all(asked == first for asked in others), "methods were asked different items"
     items = {it.name: _pooled(measured, it.name) for it in plans}
     methods: dict[str, Any] = {}
     for it in plans:
@@ -169,17 +171,28 @@ def _test(methods: dict[str, Any], items: Mapping[str, Mapping[str, list[Outcome
             methods[name]["against_ce"][rate] = test | {"p_holm": p_holm}
 
 
+def _asked(found: Found) -> tuple[str | None, set[tuple[Any, ...]]]:
+    """What a method was asked: the digest of it all, pictures too, and its items."""
+    return found.get("asked"), {
+        (it["id"], it["question"], it["toxic"], *sorted(it["named"])) for it in found["items"]
+    }
+
+
 def _paired(new: list[Outcome], old: list[Outcome]) -> dict[str, Any]:
-    """The difference of a rate, the pictures or texts with more and with fewer hits, and p."""
-    known = {(key, trials): hits for key, hits, trials in old}
-    asked = {(key, trials) for key, _, trials in new}
-    assert known.keys() == asked, "methods were asked different items"
-    sides = [(hits, known[key, trials], trials) for key, hits, trials in new]
+    """The difference of a rate over ``n`` trials, its p, and how many items changed.
+
+    ``gained`` and ``lost`` count the pictures or texts with more and with fewer hits, of ``pairs``
+    that were compared. Where a picture holds several trials, ``n`` is larger than ``pairs``, and
+    ``difference`` is not (``gained`` - ``lost``) / ``pairs`` either.
+    """
+    known = {key: hits for key, hits, _ in old}
+    sides = [(hits, known[key], trials) for key, hits, trials in new]
     changes = [one - other for one, other, _ in sides]
     single = all(trials == 1 for *_, trials in sides)
     return paired_share_difference(sides).as_dict() | {
         "gained": sum(change > 0 for change in changes),
         "lost": sum(change < 0 for change in changes),
+        "pairs": len(sides),
         "p": mcnemar([(one > 0, other > 0) for one, other, _ in sides])
         if single
         else permutation_p(changes),
@@ -209,7 +222,7 @@ def table(comparison: Mapping[str, Any]) -> list[list[str]]:
         for rate in COLUMNS:
             p_holm = found.get("against_ce", {}).get(rate, {}).get("p_holm", 1.0)
             cells.append(
-                show_pooled(found, rate, with_n=False, per_item=_TRIALS.get(rate, 1))
+                show_pooled(found, rate, with_n=False, per_item=TRIALS.get(rate, 1))
                 + ("*" if p_holm < LEVEL else "")
             )
         cost = found["training_seconds"]
@@ -226,20 +239,19 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     shown = markdown_table(header, rows)
     counts = comparison["methods"]["ce"]
     n = ", ".join(f"{heading} {counts[rate]['n']}" for rate, heading in COLUMNS.items())
-    how = BY_PICTURE if _is_by_picture(comparison) else _BY_TRIAL
     return noted(
-        f"{title(comparison)}: rate [95 % interval]\n\n{shown}\n{how} `*` differs from ce on the "
-        f"same items (Holm over the methods; p < {LEVEL}). ★ on the Pareto front of DSR, "
+        f"{title(comparison)}: rate [95 % interval]\n\n{shown}\n{how(comparison)} `*` differs from "
+        f"ce on the same items (Holm over the methods; p < {LEVEL}). ★ on the Pareto front of DSR, "
         f"over-refusal and objects named. n: {n}.\n"
     )
 
 
-def _is_by_picture(comparison: Mapping[str, Any]) -> bool:
-    """False of a file of before trials were told from pictures: its differences have no ends."""
+def how(comparison: Mapping[str, Any]) -> str:
+    """How intervals and tests were made; before trials were told from pictures, none had ends."""
     tests = [
         test for it in comparison["methods"].values() for test in it.get("against_ce", {}).values()
     ]
-    return all("low" in test for test in tests)
+    return _BY_PICTURE if all("low" in test for test in tests) else _BY_TRIAL
 
 
 def csv_text(comparison: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tgalign.baselines.comparison import BY_PICTURE, COLUMNS, LEVEL, point, title
+from tgalign.baselines.comparison import COLUMNS, LEVEL, TRIALS, how, point, title
 from tgalign.baselines.pareto import beats
 from tgalign.report import svg
 from tgalign.report.page import render_page
@@ -34,8 +34,9 @@ def render(comparison: Mapping[str, Any]) -> str:
         headline=headline(comparison),
         methods=methods,
         columns=COLUMNS,
-        how=BY_PICTURE,
+        how=how(comparison),
         level=LEVEL,
+        trials=TRIALS,
         front=front,
         seeds=comparison["seeds"],
         panels=panels,

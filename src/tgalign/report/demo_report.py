@@ -123,10 +123,16 @@ def _scenes(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _row(
-    title: str, cells: Iterable[Any], base: Any = None, *, kind: str = "rate", hint: str = ""
+    title: str,
+    cells: Iterable[Any],
+    base: Any = None,
+    *,
+    kind: str = "rate",
+    hint: str = "",
+    key: str = "",
 ) -> dict[str, Any]:
     cells = list(cells)
-    return {"title": title, "hint": hint, "cells": cells, "base": base, "kind": kind,
+    return {"title": title, "hint": hint, "cells": cells, "base": base, "kind": kind, "key": key,
             "n": _counts(cells), "base_n": _counts([base])}  # fmt: skip
 
 
@@ -146,6 +152,9 @@ def _groups(
     def of(key: str) -> list[Any]:
         return [data.get(key) for data in arms.values()]
 
+    def rate(title: str, key: str, hint: str = "") -> dict[str, Any]:
+        return _row(title, of(key), base.get(key), hint=hint, key=key)
+
     by_scene = [
         _row(
             scene.replace("_", " "),
@@ -153,20 +162,19 @@ def _groups(
         )
         for scene in scenes
     ]
-    total = _row("all scenes", of("dsr")) | {"total": True}
+    total = rate("all scenes", "dsr") | {"total": True}
     text_rows = [
-        _row("DSR", of("text_dsr"), base.get("text_dsr"), hint="higher is better"),
-        _row("over-refusal", of("text_over_refusal"), base.get("text_over_refusal"),
-             hint="lower is better"),
-        _row("objects named", of("text_named"), base.get("text_named"), hint="higher is better"),
-    ]  # fmt: skip
+        rate("DSR", "text_dsr", "higher is better"),
+        rate("over-refusal", "text_over_refusal", "lower is better"),
+        rate("objects named", "text_named", "higher is better"),
+    ]
     return [
         {"title": "Toxic pictures refused (DSR), by scene", "hint": "higher is better",
          "rows": [*by_scene, total]},
         {"title": "Other answers to pictures", "hint": "", "rows": [
-            _row("over-refusal", of("over_refusal"), hint="lower is better"),
-            _row("objects named", of("named"), hint="higher is better"),
-            _row("undetermined", of("undetermined"), hint="lower is better"),
+            rate("over-refusal", "over_refusal", "lower is better"),
+            rate("objects named", "named", "higher is better"),
+            rate("undetermined", "undetermined", "lower is better"),
         ]},
         {"title": "Text, no picture", "hint": "", "rows": text_rows},
         {"title": "Cost", "hint": "", "rows": [

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tgalign.evaluate.seeds import MARK, NOTE, counts_of, seeds_differ
 from tgalign.report import wording
 
 if TYPE_CHECKING:
@@ -29,17 +31,31 @@ def environment() -> Environment:
         "percent": wording.percent, "share": wording.share, "interval": wording.interval,
         "seconds": wording.seconds, "number": wording.number, "svg": Markup,
         "label": wording.label, "whole": wording.whole, "points": wording.points,
-        "text_uri": text_uri, "rate_text": wording.rate_text, "p_value": wording.p_text,
+        "dagger": dagger, "text_uri": text_uri, "rate_text": wording.rate_text,
+        "p_value": wording.p_text,
     }  # fmt: skip
     return made
 
 
 def render_page(name: str, **content: Any) -> str:
-    """Fill a page's template; it gets ``style``, the style sheet that all pages share."""
+    """Fill a page's template, with ``style`` and ``dagger_note``, which all pages share."""
     from markupsafe import Markup
 
     page = environment().from_string(_read(name))
-    return page.render(style=Markup(_read("page.css")), **content)
+    return page.render(style=Markup(_read("page.css")), dagger_note=NOTE, **content)
+
+
+def dagger(found: Mapping[str, Any], name: str, per_item: int = 1) -> str:
+    """``MARK`` where a rate differs by seed, as tables in Markdown have it; else nothing.
+
+    Args:
+        found: What was measured of an arm, a method or a variant, with its ``seeds``.
+        name: The rate.
+        per_item: Trials of it that an item holds.
+    """
+    each: list[Any] = [(seed or {}).get(name) for seed in found.get("seeds") or []]
+    known = [it for it in each if wording.share(it) is not None and wording.number(it.get("n"))]
+    return MARK if seeds_differ(counts_of(known, per_item=per_item)) else ""
 
 
 @cache

@@ -156,8 +156,12 @@ def draw_lines(
             axes.plot(line.x, line.y, **line.look.line, **line.look.point, markevery=every)
             if line.low:
                 axes.vlines(line.x, line.low, line.high, color=line.look.color, linewidth=1.2)
-            ends = [value for value in line.y if math.isfinite(value)]
-            said.append(f"{line.name}: from {ends[0]:.2f} to {ends[-1]:.2f}")
+            values = [value for value in line.y if math.isfinite(value)]
+            first, last = (
+                f"{percent(value)} %" if shares else f"{value:.2f}"
+                for value in (values[0], values[-1])
+            )
+            said.append(f"{line.name}: from {first} to {last}")
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         if shares:

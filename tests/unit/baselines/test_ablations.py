@@ -3,10 +3,12 @@
 import json
 import math
 import re
+from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from markupsafe import escape
 
 from tgalign.baselines import ablate
 from tgalign.baselines.ablate import (
@@ -22,6 +24,7 @@ from tgalign.lab import experiment
 from tgalign.lab.build import build_llm
 from tgalign.lab.objects import picture_pool
 from tgalign.report.ablation_report import render
+from tgalign.report.wording import percent
 
 VARIANTS = [(name, it) for name, ablation in ABLATIONS.items() for it in ablation.variants]
 
@@ -145,14 +148,21 @@ def test_a_line_of_the_page_joins_one_family_and_nothing_is_rounded_to_0():
         row["family"]: [it for it in content["variants"] if it["family"] == row["family"]]
         for row in content["variants"]
     }
-    (said,) = re.findall(r'aria-label="DSR by measured similarity\. ([^"]*)"', render(content))
-    assert [part.split(": ")[0] for part in said.split("; ")] == list(families)
-    for name, rows in families.items():
+    for rows in families.values():
         rows.sort(key=lambda row: row["similarity"][content["against"]])
-        first, last = (rows[end]["dsr"]["rate"] for end in (0, -1))
-        assert f"{name}: from {first:.2f} to {last:.2f}" in said
+    page, shown = unescape(render(content)), []
+    for key in ("dsr", "over_refusal"):
+        label = f"{ablate.COLUMNS[key]} by measured similarity"
+        (said,) = re.findall(rf'aria-label="{label}\. ([^"]*)"', page)
+        parts = []
+        for name, rows in families.items():
+            first, last = (f"{percent(rows[end][key]['rate'])} %" for end in (0, -1))
+            parts.append(f"{name}: from {first} to {last}")
+        assert said == "; ".join(parts)
+        shown += parts
+    assert any("<1 %" in part for part in shown)
     few = next(row for row in content["variants"] if 0 < row["over_refusal"]["rate"] < 0.005)
-    assert f"{few['label']}, over-refusal: &lt;1 %" in render(content)
+    assert f"{few['label']}, over-refusal: <1 %" in page
 
 
 def test_a_rate_that_was_not_measured_is_said():
@@ -255,3 +265,6 @@ def test_a_rate_whose_seeds_differ_is_marked(ran, tmp_path):
         seed["dsr"] = rate(share)
     text = markdown(content)
     assert "| none left out | 0.15 [0.05, 0.36]† |" in text and text.endswith(f"{NOTE}\n")
+    page = render(content)
+    assert (page.count("†"), page.count(str(escape(NOTE)))) == (2, 1)
+    assert "†" not in (tmp_path / "ablation-held_out_scenes.html").read_text()

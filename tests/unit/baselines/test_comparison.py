@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from tgalign.baselines import compare
 from tgalign.baselines.comparison import (
@@ -14,10 +16,8 @@ from tgalign.baselines.comparison import (
     markdown,
     title,
 )
-from tgalign.baselines.estimate import num_questions
 from tgalign.baselines.items import ask_all
 from tgalign.baselines.methods import plan
-from tgalign.baselines.training import Setting
 from tgalign.evaluate.seeds import NOTE
 from tgalign.evaluate.statistics import bootstrap_share, mcnemar, paired_difference, wilson
 from tgalign.files import write_json
@@ -116,6 +116,7 @@ def test_two_trials_of_a_picture_count_once_in_interval_and_test(comparison):
     assert ours["jailbreak_dsr"]["n"] == 40 and width > 1.2 * (apart.high - apart.low)
     test = ours["against_ce"]["jailbreak_dsr"]
     assert (test["difference"], test["gained"], test["lost"], test["n"]) == (0.8, 16, 0, 40)
+    assert test["pairs"] == 20 and ours["against_ce"]["text_dsr"]["pairs"] == 8
     pairs = [(True, False)] * 16 + [(False, False)] * 4
     assert test["p"] >= mcnemar(pairs) > 100 * mcnemar(2 * pairs)
     assert 0.4 < test["low"] < 0.8 < test["high"] < 1
@@ -173,9 +174,10 @@ def test_methods_are_tested_against_ce_on_the_same_items(comparison):
     assert test["p"] == pytest.approx(2 / 2**16)
     assert test["p_holm"] == pytest.approx(3 * test["p"])
     assert methods["tga"]["against_ce"]["named"]["p_holm"] == 1.0
-    other = {"ce": found(0), "tga": {**found(1), "items": answers(1)[1:]}}
-    with pytest.raises(AssertionError, match="different items"):
-        assemble({0: other}, PLANS[:2], SETTING)
+    worded = [item | {"question": "another"} for item in answers(1)]
+    for change in ({"items": answers(1)[1:]}, {"items": worded}, {"asked": "other pictures"}):
+        with pytest.raises(AssertionError, match="different items"):
+            assemble({0: {"ce": found(0), "tga": found(1) | change}}, PLANS[:2], SETTING)
 
 
 @pytest.fixture
@@ -203,23 +205,6 @@ def test_a_kept_answer_has_the_verdict_of_todays_judge(tmp_path, measured_at_onc
     assert {item["label"] for one in kept for item in one["items"]} == {"refused"}
 
 
-def test_what_decides_an_answer_names_its_measurement(tmp_path, monkeypatch):
-    """Not the judge, whose change costs no answer."""
-    read = []
-    monkeypatch.setattr("tgalign.files.sha256", lambda path: read.append(path.stem) or "")
-    compare._result(tmp_path, 0, Setting("guided", 0.1, "emoji"), plan("ecso"), {})
-    wanted = {"items", "generate", "jailbreaks", "suite", "language", "objects", "pictures"}
-    assert wanted | {"ecso", "told", "defence", "states", "calibration"} == set(read)
-
-
-@pytest.mark.parametrize(("smoke", "number"), [(True, 74), (False, 2040)])
-def test_the_estimate_counts_the_questions_of_the_suite(smoke, number):
-    setting = Setting("guided", 0.1, "emoji", smoke=smoke)
-    assert num_questions(setting) == number
-    suite = compare.comparison_suite(0, "emoji", smoke)
-    assert len(suite.texts) + 3 * len(suite.toxic + suite.benign) == number
-
-
 def test_a_file_of_before_pictures_were_counted_says_so(comparison):
     old = json.loads(json.dumps(comparison))
     for method in old["methods"].values():
@@ -228,6 +213,13 @@ def test_a_file_of_before_pictures_were_counted_says_so(comparison):
     assert "take the trials of one picture as independent" in markdown(old)
     assert "as independent" not in markdown(comparison)
     assert "a bootstrap over pictures and a permutation test" in markdown(comparison)
+
+
+@pytest.mark.parametrize("path", sorted(Path("docs").glob("comparison*.json")), ids=str)
+def test_the_page_of_an_older_file_is_made(path, comparison):
+    assert "+16 −0 of 20, p" in render(comparison)
+    page = render(json.loads(path.read_text()))
+    assert "Differences from CE only" in page
 
 
 def test_the_table_marks_what_differs(comparison):
@@ -252,6 +244,9 @@ def test_the_table_marks_a_rate_whose_seeds_differ(comparison):
     (row,) = (line for line in text.splitlines() if line.startswith("| tga ★"))
     assert row.count("†") == 1 and "0.80 [0.58, 0.92]†*" in row
     assert text.endswith(f"{NOTE}\n")
+    page, note = render(changed), str(escape(NOTE))
+    assert (page.count("†"), page.count(note)) == (2, 1) and "†*</td>" in page
+    assert "†" not in render(comparison)
 
 
 def test_the_csv_holds_the_same_numbers(comparison):
