@@ -48,7 +48,7 @@ def blank_picture() -> Image:
     return Image.new("RGB", (336, 336), (127, 127, 127))
 
 
-def text_picture(text: str, side: int = 760) -> Image:
+def text_picture(text: str) -> Image:
     """A square white picture with a text in it, wrapped, as large as fits.
 
     After FigStep's typographic prompts (Gong et al., AAAI 2025); the font is the one that PIL
@@ -56,6 +56,7 @@ def text_picture(text: str, side: int = 760) -> Image:
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    side = 760
     picture = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(picture)
     margin = side // 20
