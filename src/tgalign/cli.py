@@ -21,6 +21,8 @@ from tgalign.commands import (
     diagnose,
     evaluate,
     lab,
+    parity,
+    pool,
     report,
     retrieve,
     train,
@@ -37,7 +39,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 for command in (
-    demo, check, caption, compose, retrieve, train, evaluate, diagnose, compare, report, page, lab,
+    demo, check, caption, compose, retrieve, train, evaluate, parity, pool, diagnose, compare,
+    report, page, lab,
 ):  # fmt: skip
     command.register(app)
 

@@ -1,4 +1,4 @@
-"""``tgalign evaluate``, ``tgalign audit``, ``tgalign parity`` and ``tgalign pool``."""
+"""``tgalign evaluate`` and ``tgalign audit``."""
 
 from __future__ import annotations
 
@@ -77,10 +77,6 @@ def register(app: typer.Typer) -> None:
         "`tgalign evaluate --judge-report tests/data/refusal_wording.csv`"
     )(evaluate)
     app.command(epilog="Example:\n\n`tgalign audit CHECKPOINT --out runs/audit`")(audit)
-    app.command(epilog="Example:\n\n`tgalign parity runs/local runs/served`")(parity)
-    app.command(
-        epilog="Example:\n\n`tgalign pool ce=runs/ce0,runs/ce1 tga=runs/tga0,runs/tga1 --out table`"
-    )(pool)
 
 
 def evaluate(
@@ -186,44 +182,6 @@ def audit(
     sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     given = {name: size for name, size in sizes.items() if size is not None}
     _evaluate(str(model), out, _settings(locals()), fail_under, junit, audit=given)
-
-
-def parity(
-    one: Annotated[Path, typer.Argument(help="Folder of an evaluation on one host.")],
-    other: Annotated[Path, typer.Argument(help="Folder of the same on another host.")],
-    at_least: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of equal answers below which to exit with 1.")
-    ] = 1.0,
-) -> None:
-    """Say whether two hosts give the same answers to the same items.
-
-    Exit status: 1 where fewer are the same than --at-least says, or one host lacks an item.
-    """
-    import json
-
-    from tgalign.evaluate.compare import load_pairs, require_finished
-    from tgalign.evaluate.compare import parity as compare_hosts
-
-    for where in (one, other):
-        require_finished(where)
-    found = compare_hosts(*load_pairs(one, other))
-    typer.echo(json.dumps(found, indent=1))
-    if found["same_answer"]["rate"] < at_least or found["unshared"]:
-        sys.exit(1)
-
-
-def pool(
-    columns: Annotated[
-        list[str], typer.Argument(help="LABEL=FOLDER,FOLDER,... with an evaluation in each folder.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Write OUT.md and OUT.json, without an ending.")
-    ] = None,
-) -> None:
-    """Put evaluations of several seeds into one table, a column per label."""
-    from tgalign.evaluate.pool import parse_columns, write_pool
-
-    typer.echo(write_pool(parse_columns(columns), out), nl=False)
 
 
 def _settings(given: dict[str, Any]) -> Settings:
