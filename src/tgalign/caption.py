@@ -131,7 +131,9 @@ def caption(
                         _append(journal, said)
         for path in wanted:
             if path not in failed and _refuses(answer := done[str(path)], prompt):
-                failed[path] = f"what the model said reads as a refusal: {answer[:80]!r}"
+                failed[path] = (
+                    f"image {path}: what the model said reads as a refusal: {answer[:80]!r}"
+                )
         lines, kept = [], 0
         for row in rows:
             if row.image is None:
@@ -189,7 +191,8 @@ def _captions(
                 except ValueError as fault:
                     faults[path] = str(fault)
             said = dict(zip(pictures, captioner(list(pictures.values())), strict=True))
-            faults |= {path: str(it) for path, it in said.items() if isinstance(it, ValueError)}
+            mute_ones = ((path, it) for path, it in said.items() if isinstance(it, ValueError))
+            faults |= {path: f"image {path}: {it}" for path, it in mute_ones}
             spoke = spoke or any(isinstance(it, str) for it in said.values())
             mute += len(said)
             if not spoke and mute >= PATIENCE:

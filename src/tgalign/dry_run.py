@@ -182,8 +182,13 @@ def print_plan(config: TrainConfig, processes: int = 1) -> None:
         ("rows read for this", "rows_read"),
         ("of these, bad", "bad_rows"),
     ):
-        cells = [stage[key] for stage in found["stages"]]
-        table.add_row(label, *("no data" if cell is None else f"{cell:,}" for cell in cells))
+        cells = [
+            f"{stage[key]:,}"
+            if stage[key] is not None
+            else ("no good row" if stage["rows_read"] else "no data")
+            for stage in found["stages"]
+        ]
+        table.add_row(label, *cells)
     table.add_section()
     for use in found["stages"][0]["bytes"]:
         table.add_row(f"{use}, GB", *(f"{it['bytes'][use] / 1e9:.1f}" for it in found["stages"]))

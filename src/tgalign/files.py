@@ -246,8 +246,13 @@ def differences(there: Any, here: Any, at: str = "") -> list[str]:
         both = enumerate(zip(there, here, strict=True))
         pairs = [(f"{at}[{i}]", old, new) for i, (old, new) in both]
     else:
-        return [] if there == here else [f"{at}: {there!r:.60} there, {here!r:.60} here"]
+        return [] if there == here else [f"{at}: {_short(there)} there, {_short(here)} here"]
     return [line for where, old, new in pairs for line in differences(old, new, where)]
+
+
+def _short(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= 70 else f"{said[:60]}…"
 
 
 def listed_differences(there: Any, here: Any) -> str:

@@ -73,7 +73,15 @@ def _train_all(
     claim_run(config)
     trained = (checkpoint / "config.json").is_file()
     if trained and processes.is_main_process:
-        logging.getLogger(__name__).warning("%s: finished already", config.out)
+        logger = logging.getLogger(__name__)
+        logger.warning("%s: finished already", config.out)
+        done = (checkpoint / "config.json").stat().st_mtime
+        if config.records.exists() and config.records.stat().st_mtime > done:
+            logger.warning(
+                "%s was written after it, and was not trained on as it is now: name another out "
+                "to do so",
+                config.records,
+            )
     processes.wait_for_everyone()  # all have looked before any writes
     while not trained:
         trained = _train_stages(config, checkpoint, processes, progress_bar, kept_answers)

@@ -287,7 +287,7 @@ def test_a_picture_the_model_fails_on_costs_the_others_nothing(
     failing(monkeypatch, never_black)
     done = run(folder, checkpoint, tmp_path / "out.jsonl")
     (problem,) = done.problems
-    assert problem.reason.startswith("the model fails on it: ")
+    assert "marked.png: the model fails on it: " in problem.reason
     assert problem.reason.endswith("IndexError: odd picture")
     assert lines_of(tmp_path / "out.jsonl") == lines_of(tmp_path / "straight.jsonl")
 
@@ -327,7 +327,7 @@ def test_a_model_that_refuses_all_is_told_as_that_and_its_words_are_kept(
 ):
     refuse = ["I'm sorry, but I cannot help with that."]
     monkeypatch.setattr(Captioner, "__call__", lambda self, pictures: refuse * len(pictures))
-    with pytest.raises(UserError, match="reads as a refusal") as caught:
+    with pytest.raises(UserError, match=r"0\.png: what the model said reads as a ref") as caught:
         run(folder, checkpoint, tmp_path / "out.jsonl")
     assert "--images" not in str(caught.value)
     names = {it.name for it in tmp_path.iterdir() if it.is_file()}

@@ -1,6 +1,7 @@
 """What a run trains on: bad rows are left out exactly, named and kept, or the data is refused."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -315,6 +316,11 @@ def test_what_the_data_as_a_whole_lacks_is_said_once(data, config, rows, caplog)
     caplog.clear()
     train(settings, progress_bar=False)
     assert "finished already" in caplog.text
+    assert "was not trained on as it is now" not in caplog.text
+    later = path.stat().st_mtime + 3_600
+    os.utime(path, (later, later))
+    train(settings, progress_bar=False)
+    assert f"{path} was written after it, and was not trained on as it is now" in caplog.text
     caplog.clear()
     train(config(data(), "whole", stages=STAGES[1:]), progress_bar=False)
     assert not caplog.records

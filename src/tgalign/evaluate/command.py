@@ -280,8 +280,9 @@ def print_evaluation(results: dict[str, Any], console: Console) -> None:
             use = group["utility"]
             against.add_row("", "utility", show_difference(use), p_text(use["p"]))
         console.print(against)
-    for line in warnings(results):
-        console.print(line, style="yellow")
+    notes = [f"{name}: {note}" for name, it in results["suites"].items() for note in it["notes"]]
+    for line in [*warnings(results), *notes]:
+        console.print(line, style="yellow", markup=False)
 
 
 def show_difference(found: dict[str, Any]) -> str:

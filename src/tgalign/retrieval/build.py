@@ -166,7 +166,8 @@ def _check_same(out: Path, settings: dict[str, Any]) -> None:
     differ = [key for key in settings if settings[key] != theirs[key]]
     if differ:
         raise UserError(
-            f"{out} holds an index of another {', '.join(differ)}: give another --out, or remove it"
+            f"{out} holds an index made otherwise ({', '.join(differ)} differ, by content or by "
+            "setting): give another --out, or remove it"
         )
 
 

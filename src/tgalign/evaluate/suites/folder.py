@@ -126,7 +126,10 @@ def _notes(items: list[Item]) -> list[str]:
         notes.append("no folder named benign: over-refusal is not measured here")
     without = sum(item.caption is None for item in items)
     if 0 < without < len(items):
-        notes.append(f"{without} of {len(items)} pictures have no caption")
+        notes.append(
+            f"{without} of {len(items)} pictures have no caption, so the condition caption is "
+            "asked only if it is named (--condition plain,caption), of the others"
+        )
     return notes
 
 
