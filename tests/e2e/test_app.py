@@ -277,7 +277,7 @@ def test_audit_a_folder_while_the_page_is_used(visit: Callable[..., Visit], serv
     page.wait_for_selector("#answers .verdict")
     page.get_by_role("tab", name="Audit").click()
     playwright.expect(page.locator("#audit-progress")).to_contain_text("Done", timeout=5 * PATIENCE)
-    assert "4 of 4 answers" in text(made, "#audit-progress")
+    assert "3 of 4 answers" in text(made, "#audit-progress")  # one picture is broken
     wait_for(made, "#audit-items", "unreadable_picture")
     veiled = page.locator("#audit-items .veil")
     assert veiled.count() == 3

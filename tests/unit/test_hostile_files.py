@@ -140,7 +140,7 @@ def test_a_damaged_log_of_a_run_that_goes_on_is_named(line, tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n', encoding="latin-1")
     with pytest.raises(
-        UserError, match=r"metrics\.jsonl is damaged .*remove the folder of the stage"
+        UserError, match=r"metrics\.jsonl is damaged .*remove it: its lines are lost"
     ):
         keep_until(log, 2)
 
